@@ -1,0 +1,74 @@
+# What a chapter's CMakeLists.txt includes, built alone or from the top: compiler
+# settings, the common libraries, and chapter(), which makes its programs.
+include_guard(GLOBAL)
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Release, Debug …" FORCE)
+endif()
+if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
+  add_compile_definitions(_GNU_SOURCE)
+endif()
+
+# "address;undefined" or "thread"; every target is then built with it.
+set(SANITIZE "" CACHE STRING "sanitizers to build with, separated by ;")
+foreach(sanitizer IN LISTS SANITIZE)
+  add_compile_options(-fsanitize=${sanitizer} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${sanitizer})
+  string(TOUPPER ${sanitizer} upper)
+  add_compile_definitions(SANITIZED_${upper})
+endforeach()
+
+option(WERROR "warnings are errors" OFF)
+add_library(warnings INTERFACE)
+target_compile_options(warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+                                          $<$<BOOL:${WERROR}>:-Werror>)
+
+enable_testing()
+include(${CMAKE_CURRENT_LIST_DIR}/dependencies.cmake)
+
+# add_doctest(TARGET PREFIX): each test case of the program is a test of CTest's,
+# named "PREFIX: its sentence". One that prints "skipped: why" counts as skipped.
+function(add_doctest target prefix)
+  if(CMAKE_CROSSCOMPILING)
+    add_test(NAME "${prefix}" COMMAND ${target}) # it cannot be asked for its cases here
+    return()
+  endif()
+  doctest_discover_tests(${target} TEST_PREFIX "${prefix}: "
+    PROPERTIES LABELS ${prefix} TIMEOUT 300 SKIP_REGULAR_EXPRESSION "skipped: ")
+endfunction()
+
+# chapter_program(NAME SOURCE...): a program NAME in the chapter's build folder. It is
+# linked under its target's name, and NAME is a symbolic link to it: a file called
+# "test" would clash with CTest's own target of that name under Ninja.
+function(chapter_program name)
+  set(target ${chapter}-${name})
+  add_executable(${target} ${ARGN})
+  target_link_libraries(${target} PRIVATE warnings)
+  add_custom_command(TARGET ${target} POST_BUILD
+    COMMAND ${CMAKE_COMMAND} -E create_symlink ${target} ${CMAKE_CURRENT_BINARY_DIR}/${name})
+endfunction()
+
+# chapter(): the server, its test and its experiment, from the chapter's own folder.
+# Further sources of the server (06 to 08) are arguments.
+function(chapter)
+  get_filename_component(chapter ${CMAKE_CURRENT_SOURCE_DIR} NAME)
+
+  chapter_program(server server.cpp ${ARGN})
+  target_link_libraries(${chapter}-server PRIVATE socket)
+
+  foreach(name test)
+    chapter_program(${name} ${name}.cpp)
+    target_link_libraries(${chapter}-${name} PRIVATE testing)
+    target_compile_definitions(${chapter}-${name} PRIVATE
+      SERVER="${CMAKE_CURRENT_BINARY_DIR}/server")
+    add_dependencies(${chapter}-${name} ${chapter}-server)
+  endforeach()
+  target_link_libraries(${chapter}-test PRIVATE doctest_main)
+  add_doctest(${chapter}-test ${chapter})
+endfunction()
+
+add_subdirectory(${CMAKE_CURRENT_LIST_DIR}/.. common)

@@ -1,0 +1,29 @@
+# fmt and doctest: the system's if they are installed, else fetched at a pinned
+# release. Threads comes with the system.
+include(FetchContent)
+if(POLICY CMP0135)
+  cmake_policy(SET CMP0135 NEW) # fetched files get the time of their extraction
+endif()
+
+find_package(Threads REQUIRED)
+
+find_package(fmt 9 QUIET)
+if(NOT fmt_FOUND)
+  message(STATUS "fmt is not installed: fetching 10.2.1")
+  FetchContent_Declare(fmt
+    URL https://github.com/fmtlib/fmt/archive/refs/tags/10.2.1.tar.gz
+    URL_HASH SHA256=1250e4cc58bf06ee631567523f48848dc4596133e163f02615c97f78bab6c811)
+  FetchContent_MakeAvailable(fmt)
+endif()
+
+find_package(doctest 2.4.9 QUIET)
+if(doctest_FOUND)
+  include(doctest OPTIONAL) # doctest_discover_tests, where the package brings it
+else()
+  message(STATUS "doctest is not installed: fetching 2.4.11")
+  FetchContent_Declare(doctest
+    URL https://github.com/doctest/doctest/archive/refs/tags/v2.4.11.tar.gz
+    URL_HASH SHA256=632ed2c05a7f53fa961381497bf8069093f0d6628c5f26286161fbd32a560186)
+  FetchContent_MakeAvailable(doctest)
+  include(${doctest_SOURCE_DIR}/scripts/cmake/doctest.cmake)
+endif()

@@ -1,0 +1,57 @@
+#include "common/socket/process.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <climits>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <system_error>
+
+#include "common/socket/address.h"
+
+std::size_t raise_descriptor_limit() {
+  rlimit limit = {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) {
+    throw std::system_error(errno, std::system_category(), "getrlimit");
+  }
+  const rlim_t soft = std::exchange(limit.rlim_cur, limit.rlim_max);
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) {
+    // macOS calls the hard limit infinite but grants OPEN_MAX (10,240).
+    limit.rlim_cur = soft;
+#ifdef OPEN_MAX
+    limit.rlim_cur = std::max<rlim_t>(soft, OPEN_MAX);
+    if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) limit.rlim_cur = soft;
+#endif
+  }
+  return static_cast<std::size_t>(limit.rlim_cur);
+}
+
+void ignore_sigpipe() {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): SIG_IGN is such a cast
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
+void announce(const Fd& listener) {
+  const std::string line = "listening on " + to_text(local_address(listener)) + "\n";
+  // fwrite, not fmt::print: that throws its own error, and the fault may show at the flush.
+  if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size() || std::fflush(stdout) != 0) {
+    throw StartupError(fmt::format("cannot write to stdout: {}", std::strerror(errno)));
+  }
+}
+
+void log_text(std::string line) {
+  line += '\n';
+  [[maybe_unused]] const ssize_t lost = ::write(STDERR_FILENO, line.data(), line.size());
+}
+
+bool OncePerSecond::operator()() {
+  const std::int64_t now =
+      std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+  std::int64_t next = next_.load();
+  return (next == 0 || now >= next) && next_.compare_exchange_strong(next, now + 1'000'000'000);
+}

@@ -1,0 +1,195 @@
+// What is echoed, to whom, and what it costs: see battery.h.
+#include "common/testing/battery.h"
+
+#include <algorithm>
+#include <csignal>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "common/testing/client.h"
+#include "common/testing/swarm.h"
+
+namespace battery {
+
+const std::vector<Named>& all() {
+  static const std::vector<Named> list = {
+      {"one byte at a time", one_byte_at_a_time, ""},
+      {"any bytes", any_bytes_any_size, ""},
+      {"arbitrary chunks", arbitrary_chunks, ""},
+      {"half-close", half_close, ""},
+      {"half-close, slow reader", half_close_slow_reader, ""},
+      {"many at once", many_at_once, ""},
+      {"isolation", isolation, ""},
+      {"back-pressure", back_pressure, ""},
+      {"idle", idle, ""},
+      {"reset", reset, ""},
+      {"close without reading", close_without_reading, ""},
+      {"churn", churn, ""},
+      {"EMFILE", out_of_descriptors, ""},
+      {"accept errors", aborted_accepts, ""},
+      {"EINTR", interrupted_calls, ""},
+      {"short writes", short_writes, ""},
+      {"random errors", random_errors, ""},
+      {"port in use", port_in_use, ""},
+      {"bad flags", misuse, ""},
+      {"stop, idle", stop_idle, ""},
+      {"stop, busy", stop_busy, ""},
+      {"stop, stuck", stop_stuck, ""},
+      {"idle timeout", idle_timeout, "--idle-timeout"},
+      {"slow handler", slow_handler, "--work"},
+      {"order", order, "--work"},
+  };
+  return list;
+}
+
+std::uint64_t seed() {
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): nobody sets the environment
+  if (const char* given = std::getenv("SEED")) return std::strtoull(given, nullptr, 10);
+  return std::random_device()();
+}
+
+void with_server(const Command& command, const std::function<void(ServerProcess&)>& attack) {
+  ServerProcess server(command);
+  const auto fate = [&server] {
+    // A server that crashed under the last blow may need a moment to be dead.
+    const auto exit = server.wait_for_exit(100ms);
+    const std::string errors = server.errors();
+    return fmt::format("the server: {}; its stderr: \"{}\"", exit ? exit->text() : "running",
+                       errors.substr(0, 4000));
+  };
+  try {
+    attack(server);
+    if (!server.running()) fail("the server has ended");
+    if (server.errors().find("Sanitizer") != std::string::npos) fail("a sanitizer spoke up");
+  } catch (const Failure& failure) {
+    throw Failure(fmt::format("{}\n{}", failure.what(), fate()));
+  }
+}
+
+void one_byte_at_a_time(const Subject& subject) {
+  with_server(subject.command, [](ServerProcess& server) {
+    Client client(server.address());
+    for (int i = 0; i < 5000; ++i) client.echo(std::string(1, static_cast<char>(i)));
+  });
+}
+
+void any_bytes_any_size(const Subject& subject) {
+  with_server(subject.command, [](ServerProcess& server) {
+    std::string all_values;
+    for (int i = 0; i < 256; ++i) all_values += static_cast<char>(i);
+    Client client(server.address());
+    client.send(all_values);
+    if (client.receive(256) != all_values) fail("the 256 byte values did not come back as sent");
+    client.close();
+
+    const std::size_t sizes[] = {1, 4095, 4096, 4097, 65'536, 1 << 20, 16 << 20};
+    for (const std::size_t size : sizes) {
+      Swarm one(server.address(), 1, seed());
+      one.connect();
+      one.exchange({.bytes = size, .largest_chunk = 1 << 20});
+    }
+  });
+}
+
+void arbitrary_chunks(const Subject& subject) {
+  with_server(subject.command, [&](ServerProcess& server) {
+    Swarm swarm(server.address(), std::min<std::size_t>(subject.clients, 100), seed());
+    swarm.connect();
+    swarm.exchange({.bytes = 50'000, .largest_chunk = 700});
+    swarm.exchange({.bytes = 200'000, .largest_chunk = 50'000});
+  });
+}
+
+void half_close(const Subject& subject) {
+  with_server(subject.command, [](ServerProcess& server) {
+    for (const std::size_t size : {std::size_t{1}, std::size_t{100'000}, std::size_t{4} << 20}) {
+      Swarm one(server.address(), 1, seed());
+      one.connect();
+      one.exchange({.bytes = size, .largest_chunk = 1 << 20, .finish = true});
+    }
+    // Bytes and FIN in one go: both are there when the server looks.
+    server.signal(SIGSTOP);
+    Client client(server.address());
+    const std::string data(50'000, 'x');
+    client.send(data);
+    client.finish_sending();
+    server.signal(SIGCONT);
+    if (client.receive_until_end() != data)
+      fail("not all of 50,000 bytes came back before the end");
+  });
+}
+
+void half_close_slow_reader(const Subject& subject) {
+  with_server(subject.command, [](ServerProcess& server) {
+    Swarm one(server.address(), 1, seed());
+    one.connect();
+    one.exchange({.bytes = 16 << 20, .largest_chunk = 1 << 20, .finish = true, .read_late = true});
+  });
+}
+
+void many_at_once(const Subject& subject) {
+  Swarm::need_descriptors(subject.clients);
+  with_server(subject.command, [&](ServerProcess& server) {
+    Swarm swarm(server.address(), subject.clients, seed());
+    swarm.connect();
+    for (int round = 0; round < 3; ++round) swarm.exchange({.bytes = 300, .largest_chunk = 200});
+    swarm.exchange({.bytes = 100, .largest_chunk = 100, .finish = true});
+  });
+}
+
+void isolation(const Subject& subject) {
+  with_server(subject.command, [](ServerProcess& server) {
+    Client stuck(server.address());
+    const std::size_t sent = stuck.send_what_fits(std::string(64 << 20, 'x'));
+    Client quick(server.address(), 2s);
+    for (int i = 0; i < 20; ++i) {
+      const double delay = quick.echo("quick");
+      if (delay >= 100) {
+        fail("a reply took {:.1f} ms beside a client that sent {} bytes and reads none", delay,
+             sent);
+      }
+    }
+  });
+}
+
+void back_pressure(const Subject& subject) {
+  with_server(subject.command, [](ServerProcess& server) {
+    const Usage before = server.usage();
+    std::vector<std::unique_ptr<Client>> clients;
+    std::size_t sent = 0;
+    const std::string data(64 << 20, 'x');
+    for (int i = 0; i < 4; ++i) {
+      clients.push_back(std::make_unique<Client>(server.address()));
+      sent += clients.back()->send_what_fits(data);
+    }
+    const double cpu = server.cpu_percent(1s);
+    const Usage after = server.usage();
+    const std::size_t grown = after.resident - std::min(after.resident, before.resident);
+    if (grown >= 8 << 20 && !kSanitized) {
+      fail("{:.1f} MiB more in memory after {:.1f} MiB were sent and none read",
+           double(grown) / (1 << 20), double(sent) / (1 << 20));
+    }
+    if (cpu >= 5) fail("{:.1f} % CPU while 4 clients do not read", cpu);
+    clients.clear();
+    Client(server.address()).echo("still there?");
+  });
+}
+
+void idle(const Subject& subject) {
+  Swarm::need_descriptors(1000);
+  with_server(subject.command, [&](ServerProcess& server) {
+    Swarm swarm(server.address(), 1000, seed());
+    std::vector<std::unique_ptr<Client>> queued;  // of a sequential server: in its backlog
+    if (subject.clients > 1) {
+      swarm.connect();
+    } else {
+      for (int i = 0; i < 1000; ++i) queued.push_back(std::make_unique<Client>(server.address()));
+    }
+    const double cpu = server.cpu_percent(1s);
+    if (cpu >= 1) fail("{:.2f} % CPU with 1,000 clients that say nothing", cpu);
+  });
+}
+
+}  // namespace battery

@@ -1,0 +1,85 @@
+// The battery: what every echo server must survive, one behaviour a function.
+//
+// Each function starts the server afresh, attacks it over loopback, looks at it
+// from outside, and stops it. It returns when the behaviour holds, throws Failure
+// with what was seen when it does not, and Skipped where it cannot be tried. It
+// knows nothing of how the server is made: `./tour check` runs the same functions
+// against any server in any language.
+//
+// Beside each: the mistake of one line that it is there to catch. broken_server.cpp
+// has them all, and test.cpp sees each of them caught.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <vector>
+
+#include "common/testing/outcome.h"
+#include "common/testing/server_process.h"
+
+// A server under test.
+struct Subject {
+  Command command;
+  // How many it serves at once; 1 is a server that serves one after the other, for
+  // which the checks that need a second client at the same time skip that part.
+  std::size_t clients = 1000;
+};
+
+namespace battery {
+
+using Behaviour = void (*)(const Subject&);
+
+// Bytes (battery.cpp).
+void one_byte_at_a_time(const Subject&);      // waits for a full buffer before it answers
+void any_bytes_any_size(const Subject&);      // treats the data as a C string
+void arbitrary_chunks(const Subject&);        // echoes only the first part of a large read
+void half_close(const Subject&);              // closes on POLLRDHUP with bytes unread
+void half_close_slow_reader(const Subject&);  // closes at EOF with output pending
+void many_at_once(const Subject&);            // sends bytes to the wrong connection
+void isolation(const Subject&);               // blocks in a write to one client
+void back_pressure(const Subject&);           // reads on while the output cannot leave
+void idle(const Subject&);                    // leaves write interest armed, or polls
+
+// Faults (battery_faults.cpp).
+void reset(const Subject&);                  // exits on an error that is only a client's
+void close_without_reading(const Subject&);  // lets SIGPIPE kill it
+void churn(const Subject&);                  // forgets to close, or to free
+void out_of_descriptors(const Subject&);     // accepts again at once: spins
+void aborted_accepts(const Subject&);        // pauses, or exits, for a connection that died
+void interrupted_calls(const Subject&);      // takes EINTR for an error
+void short_writes(const Subject&);           // takes one write for all of it
+void random_errors(const Subject&);          // dies of an errno it does not know
+
+// The process (battery_process.cpp).
+void misuse(const Subject&);        // reads "banana" as port 0
+void port_in_use(const Subject&);   // says it on stdout, or with exit code 0
+void stop_idle(const Subject&);     // ignores SIGTERM while someone is connected
+void stop_busy(const Subject&);     // closes at SIGTERM what is not flushed
+void stop_stuck(const Subject&);    // waits for ever for a client to read
+void idle_timeout(const Subject&);  // starts no timer, or never starts it again
+void slow_handler(const Subject&);  // does the slow work where it stalls the rest
+void order(const Subject&);         // lets a quick request overtake a slow one
+
+struct Named {
+  const char* name;  // as BATTERY's table and --only have it
+  Behaviour run;
+  const char* flags;  // the server's flag it needs ("--work"), or ""
+};
+const std::vector<Named>& all();
+
+// Starts the subject's server, lets `attack` at it, and checks that it is alive and
+// well after that. A Failure says too what became of the server.
+void with_server(const Command& command, const std::function<void(ServerProcess&)>& attack);
+
+// The delays in ms, sorted, of 200 quick requests while one client's request keeps
+// the server at work for 300 ms; slow_handler asks of them what 07 and 08 promise.
+std::vector<double> delays_beside_a_slow_request(const Subject& subject);
+
+// What misuse expects of one call: an exit code, nothing on stdout, a first line on
+// stderr that holds `says`.
+void expect_refusal(const Command& command, int exit_code, const std::string& says);
+
+// A seed: from the environment's SEED, to repeat a failure, or a new one.
+std::uint64_t seed();
+
+}  // namespace battery

@@ -1,0 +1,341 @@
+// What goes wrong on a network and in a kernel: see battery.h.
+#include <fcntl.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <exception>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+
+#include "common/testing/battery.h"
+#include "common/testing/client.h"
+#include "common/testing/swarm.h"
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace battery {
+namespace {
+
+constexpr int kClientsOutside = 120;  // of a server with 40 descriptors
+
+// The server's command under libfiu, which makes calls fail that the program makes
+// through the C library. `points` are fiu-run commands.
+Command under_fiu(const Command& command, const std::vector<std::string>& points) {
+  if (!is_installed("fiu-run"))
+    skip("fiu-run is not installed (Debian: apt-get install fiu-utils)");
+  std::vector<std::string> wrapper = {"fiu-run", "-x", "-f", ""};
+  for (const std::string& point : points) wrapper.insert(wrapper.end(), {"-c", point});
+  Command wrapped = command.under(wrapper);
+  // A preloaded library comes before the sanitizer's own, which is fine here.
+  wrapped.environment.emplace_back("ASAN_OPTIONS=verify_asan_link_order=0");
+  return wrapped;
+}
+
+// A program that is linked statically, or makes its own system calls as Go's do,
+// never meets the faults, and would pass for nothing.
+void need_libfiu_inside(const ServerProcess& server) {
+  std::ifstream maps(fmt::format("/proc/{}/maps", server.pid()));
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find("fiu_posix_preload") != std::string::npos) return;
+  }
+  skip("libfiu cannot reach into this program: it does not call through the C library");
+}
+
+// Runs `body` in a network of its own, in which every send buffer is `bytes` small.
+void with_tiny_send_buffers(int bytes, const std::function<void()>& body) {
+#ifdef __linux__
+  std::exception_ptr thrown;
+  std::thread inside([&] {
+    try {
+      // For this thread and the processes it starts. Needs CAP_SYS_ADMIN.
+      if (::unshare(CLONE_NEWNET) != 0)
+        skip("no private network: {} (run as root)", std::strerror(errno));
+      const Fd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+      ifreq loopback = {};
+      std::strcpy(loopback.ifr_name, "lo");
+      loopback.ifr_flags = IFF_UP;
+      if (::ioctl(socket.get(), SIOCSIFFLAGS, &loopback) != 0)
+        skip("no loopback: {}", std::strerror(errno));
+      std::ofstream("/proc/sys/net/ipv4/tcp_wmem")
+          << fmt::format("{0} {0} {0}\n", bytes) << std::flush;
+      int now = 0;
+      std::ifstream("/proc/sys/net/ipv4/tcp_wmem") >> now;
+      if (now != bytes) skip("net.ipv4.tcp_wmem cannot be set here");
+      body();
+    } catch (...) {
+      thrown = std::current_exception();
+    }
+  });
+  inside.join();
+  if (thrown) std::rethrow_exception(thrown);
+#else
+  (void)bytes, (void)body;
+  skip("no network namespaces here");
+#endif
+}
+
+// A conversation of many clients, in which every byte must be right.
+void expect_clean_traffic(const Subject& subject, ServerProcess& server) {
+  Swarm swarm(server.address(), std::min<std::size_t>(subject.clients, 20), seed());
+  swarm.connect();
+  swarm.exchange({.bytes = 100'000, .largest_chunk = 20'000});
+  swarm.exchange({.bytes = 20'000, .largest_chunk = 300, .finish = true});
+}
+
+std::size_t lines_in(const std::string& text) {
+  return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
+}
+
+// Those of `clients` that hear something, until no one new does for half a second.
+std::vector<std::size_t> who_is_served(const std::vector<std::unique_ptr<Client>>& clients) {
+  std::vector<std::size_t> served;
+  std::vector<bool> counted(clients.size(), false);
+  auto last = Clock::now();
+  while (Clock::now() - last < 500ms) {
+    for (std::size_t i = 0; i < clients.size(); ++i) {
+      if (counted[i] || !clients[i]->hears_within(0ms)) continue;
+      counted[i] = true;
+      served.push_back(i);
+      last = Clock::now();
+    }
+    std::this_thread::sleep_for(1ms);
+  }
+  return served;
+}
+
+}  // namespace
+
+void reset(const Subject& subject) {
+  with_server(subject.command, [&](ServerProcess& server) {
+    std::mt19937_64 random(seed());
+    std::unique_ptr<Client> witness;
+    if (subject.clients > 1) witness = std::make_unique<Client>(server.address());
+    const std::string much(1 << 20, 'x');
+    for (int i = 0; i < 200; ++i) {
+      Client client(server.address());
+      switch (random() % 4) {
+        case 0: break;                              // before any data
+        case 1: client.send("half a line"); break;  // the reply is under way
+        case 2:
+          client.echo("a line");
+          client.send(much.substr(0, 65'536));
+          break;
+        case 3: i % 20 == 3 ? (void)client.send_what_fits(much + much) : client.send("y"); break;
+      }
+      client.reset();
+      if (witness) witness->echo("I am still here");
+    }
+    Client(server.address()).echo("and so am I");
+  });
+}
+
+void close_without_reading(const Subject& subject) {
+  with_server(subject.command, [](ServerProcess& server) {
+    const std::string data(1 << 20, 'x');
+    for (int i = 0; i < 20; ++i) Client(server.address()).send_what_fits(data, 20ms);
+    Client(server.address()).echo("still there?");
+
+    // The same, but the last byte and the FIN arrive before the server reads the first.
+    // Then its first write succeeds, and is answered by RST; the second raises SIGPIPE.
+    for (int i = 0; i < 5; ++i) {
+      Client client(server.address());
+      for (int warm_up = 0; warm_up < 4; ++warm_up) client.echo(data);  // the receive window grows
+      server.signal(SIGSTOP);
+      client.send_what_fits(data, 20ms);
+      client.close();
+      server.signal(SIGCONT);
+    }
+    Client(server.address()).echo("and now?");
+  });
+}
+
+void churn(const Subject& subject) {
+  with_server(subject.command, [](ServerProcess& server) {
+    const auto come_and_go = [&](int times) {
+      for (int i = 0; i < times; ++i) Client(server.address()).echo("hello");
+    };
+    come_and_go(500);  // its pools and caches are warm
+    Usage before;
+    const auto settled = [&] {
+      const Usage now = server.usage();
+      return std::exchange(before, now).descriptors == now.descriptors;
+    };
+    if (!wait_until(patience, settled)) fail("the number of descriptors does not settle");
+
+    come_and_go(5000);
+    Usage after;
+    const bool returned = wait_until(2s, [&] {
+      after = server.usage();
+      const bool memory = kSanitized || after.resident < before.resident + (2 << 20);
+      return after.descriptors <= before.descriptors && after.threads <= before.threads + 4 &&
+             memory;
+    });
+    if (!returned) {
+      fail(
+          "after 5,000 clients came and went: descriptors {} -> {}, threads {} -> {}, resident {} "
+          "-> {} KiB",
+          before.descriptors, after.descriptors, before.threads, after.threads,
+          before.resident / 1024, after.resident / 1024);
+    }
+  });
+}
+
+void out_of_descriptors(const Subject& subject) {
+  if (subject.clients == 1) skip("a sequential server never holds more than one");
+  Command command = subject.command;
+  command.descriptor_limit = 40;
+  with_server(command, [](ServerProcess& server) {
+    std::vector<std::unique_ptr<Client>> clients;
+    for (int i = 0; i < kClientsOutside; ++i) {
+      clients.push_back(std::make_unique<Client>(server.address()));
+      clients.back()->send("hello");
+    }
+    auto served = who_is_served(clients);
+    if (served.size() < 20 || served.size() > 40) {
+      fail("with 40 descriptors {} of {} clients are served", served.size(), clients.size());
+    }
+
+    const std::size_t lines = lines_in(server.errors());
+    const double cpu = server.cpu_percent(2s);
+    const std::size_t new_lines = lines_in(server.errors()) - lines;
+    if (cpu >= 10) fail("{:.1f} % CPU without a free descriptor", cpu);
+    if (new_lines > 3) fail("{} lines of log in 2 s without a free descriptor", new_lines);
+    for (const std::size_t i : served) {
+      clients[i]->receive(5);
+      clients[i]->echo("still served");
+    }
+
+    // Those inside leave, group by group, until all have had their turn.
+    std::size_t turns = served.size();
+    while (turns < kClientsOutside) {
+      std::sort(served.rbegin(), served.rend());
+      for (const std::size_t i : served)
+        clients.erase(clients.begin() + static_cast<std::ptrdiff_t>(i));
+      const bool someone = wait_until(2s, [&] {
+        return std::any_of(clients.begin(), clients.end(),
+                           [](const auto& c) { return c->hears_within(0ms); });
+      });
+      if (!someone)
+        fail("{} left, and 2 s later none of the {} waiting is served", served.size(),
+             clients.size());
+      served = who_is_served(clients);
+      turns += served.size();
+    }
+  });
+}
+
+void aborted_accepts(const Subject& subject) {
+  if (!is_installed("strace")) skip("strace is not installed");
+  // The first ten accepts fail. A server that took that for a shortage, and paused for
+  // 5 ms doubling each time, would be late by 4 s.
+  const Command command = subject.command.under(
+      {"strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=accept,accept4", "-e",
+       "inject=accept,accept4:error=ECONNABORTED:when=1..10"});
+  const Run probe = run_to_end({.argv = {"strace", "-o", "/dev/null", "true"}, .environment = {}});
+  if (probe.exit.code != 0) skip("strace may not trace here: {}", probe.errors);
+  with_server(command, [](ServerProcess& server) {
+    const auto start = Clock::now();
+    Client(server.address()).echo("hello");
+    if (ms_since(start) > 1000)
+      fail("ten aborted connections delayed the next by {:.0f} ms", ms_since(start));
+  });
+}
+
+void interrupted_calls(const Subject& subject) {
+  // Stopping and continuing a process interrupts what it waits in (signal(7)); SIGURG
+  // is ignored unless the program, as Go's runtime, has a use for it.
+  with_server(subject.command, [&](ServerProcess& server) {
+    std::atomic<bool> over = false;
+    std::thread storm([&] {
+      const auto end = Clock::now() + 2s;
+      while (Clock::now() < end) {
+        for (const int number : {SIGURG, SIGSTOP, SIGCONT}) ::kill(server.pid(), number);
+        std::this_thread::sleep_for(1ms);
+      }
+      over = true;
+    });
+    try {
+      while (!over) expect_clean_traffic(subject, server);
+    } catch (...) {
+      storm.join();
+      throw;
+    }
+    storm.join();
+  });
+  const std::string eintr = fmt::format("probability=0.3,failinfo={}", EINTR);
+  const Command interrupted =
+      under_fiu(subject.command, {"enable_random name=posix/io/rw/read," + eintr,
+                                  "enable_random name=posix/io/rw/write," + eintr});
+  with_server(interrupted, [&](ServerProcess& server) {
+    need_libfiu_inside(server);
+    expect_clean_traffic(subject, server);
+  });
+}
+
+void short_writes(const Subject& subject) {
+  std::string skipped;
+  const auto unless_skipped = [&](const std::function<void()>& part) {
+    try {
+      part();
+    } catch (const Skipped& reason) {
+      skipped += std::string(skipped.empty() ? "" : "; ") + reason.what();
+    }
+  };
+  unless_skipped([&] {
+    with_tiny_send_buffers(4096, [&] {
+      with_server(subject.command, [&](ServerProcess& server) {
+        expect_clean_traffic(subject, server);
+        Swarm late(server.address(), 1, seed());
+        late.connect();
+        late.exchange(
+            {.bytes = 8 << 20, .largest_chunk = 1 << 20, .finish = true, .read_late = true});
+      });
+    });
+  });
+  unless_skipped([&] {
+    const Command reduced =
+        under_fiu(subject.command, {"enable_random name=posix/io/rw/read/reduce,probability=0.5",
+                                    "enable_random name=posix/io/rw/write/reduce,probability=0.5"});
+    with_server(reduced, [&](ServerProcess& server) {
+      need_libfiu_inside(server);
+      expect_clean_traffic(subject, server);
+    });
+  });
+  if (!skipped.empty()) skip("{}", skipped);
+}
+
+void random_errors(const Subject& subject) {
+  const Command faulty =
+      under_fiu(subject.command, {"enable_random name=posix/io/net/*,probability=0.05",
+                                  "enable_random name=posix/io/rw/*,probability=0.02"});
+  // An error while it starts is for it to report; then it is started again.
+  for (int attempt = 0; attempt < 50; ++attempt) {
+    try {
+      with_server(faulty, [&](ServerProcess& server) {
+        need_libfiu_inside(server);
+        for (int round = 0; round < 10; ++round) {
+          Swarm swarm(server.address(), std::min<std::size_t>(subject.clients, 50), seed());
+          swarm.exchange_or_close({.bytes = 20'000, .largest_chunk = 2'000, .finish = true});
+        }
+      });
+      return;
+    } catch (const Failure& failure) {
+      const std::string what = failure.what();
+      if (what.find("does not listen: exit code 1,") == std::string::npos) throw;
+    }
+  }
+  fail("50 starts under fault injection, and not one came up");
+}
+
+}  // namespace battery

@@ -1,0 +1,59 @@
+// How a check ends when it does not pass, and how it waits.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
+using namespace std::chrono_literals;
+
+// No wait in a test is longer than this, unless it says so. It is far above what
+// any step takes: a test that needs it has failed. (Tests that expect a failure
+// shorten it.)
+inline milliseconds patience = 10s;
+
+// The server did not do what it must: what was seen instead.
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// It cannot be tried here: why not.
+struct Skipped : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+template <typename... Args>
+[[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
+  throw Failure(fmt::format(format, std::forward<Args>(args)...));
+}
+
+template <typename... Args>
+[[noreturn]] void skip(fmt::format_string<Args...> format, Args&&... args) {
+  throw Skipped(fmt::format(format, std::forward<Args>(args)...));
+}
+
+// Asks every millisecond until it is true; false if that takes longer than `limit`.
+bool wait_until(milliseconds limit, const std::function<bool()>& condition);
+
+// Milliseconds since `start`, as a number to print and compare.
+double ms_since(Clock::time_point start);
+
+// What the tests, and so the servers beside them, are built with (CMake says it).
+// Memory is then the sanitizer's, and ThreadSanitizer knows at most 8,128 threads.
+#ifdef SANITIZED_ADDRESS
+constexpr bool kAddressSanitizer = true;
+#else
+constexpr bool kAddressSanitizer = false;
+#endif
+#ifdef SANITIZED_THREAD
+constexpr bool kThreadSanitizer = true;
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+constexpr bool kSanitized = kAddressSanitizer || kThreadSanitizer;

@@ -1,0 +1,268 @@
+#include "common/testing/server_process.h"
+
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "common/socket/process.h"
+#include "common/socket/socket.h"
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+
+namespace {
+
+constexpr std::string_view kPortHole = "{port}";
+constexpr std::string_view kListening = "listening on ";
+
+// An unnamed file that catches what a child writes, however much that is.
+Fd capture_file() {
+  std::FILE* file = std::tmpfile();
+  if (file == nullptr) throw std::system_error(errno, std::system_category(), "tmpfile");
+  Fd fd(::fcntl(::fileno(file), F_DUPFD_CLOEXEC, 3));
+  (void)std::fclose(file);
+  return fd;
+}
+
+std::string contents(const Fd& file) {
+  std::string text;
+  std::array<char, 4096> buffer;
+  for (;;) {
+    const ssize_t n =
+        ::pread(file.get(), buffer.data(), buffer.size(), static_cast<off_t>(text.size()));
+    if (n <= 0) return text;
+    text.append(buffer.data(), static_cast<std::size_t>(n));
+  }
+}
+
+std::uint16_t free_port() {
+  const std::string text = to_text(local_address(listen_on(resolve("127.0.0.1", 0))));
+  return static_cast<std::uint16_t>(std::stoi(text.substr(text.rfind(':') + 1)));
+}
+
+// Between fork and exec only calls that are safe there: this is the child.
+[[noreturn]] void become(const std::vector<char*>& argv, const std::vector<char*>& environment,
+                         std::size_t descriptor_limit, int out, int err) {
+#ifdef __linux__
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a test that is killed leaves no server behind
+#endif
+  std::signal(SIGPIPE, SIG_DFL);  // ignoring it would be inherited, and hide the server's mistake
+  if (descriptor_limit != 0) {
+    const rlimit limit = {descriptor_limit, descriptor_limit};
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  ::dup2(out, STDOUT_FILENO);
+  ::dup2(err, STDERR_FILENO);
+  // What our own parent left open is not the server's: its descriptors start at 3.
+  for (int fd = 3; fd < 1024; ++fd) ::close(fd);
+  for (char* variable : environment) ::putenv(variable);
+  ::execvp(argv[0], argv.data());
+  const char* reason = std::strerror(errno);
+  for (const char* part : {"cannot run ", static_cast<const char*>(argv[0]), ": ", reason, "\n"}) {
+    if (::write(STDERR_FILENO, part, std::strlen(part)) < 0) break;
+  }
+  ::_exit(127);
+}
+
+pid_t start(const std::vector<std::string>& arguments, const Command& command, const Fd& out,
+            const Fd& err) {
+  std::vector<std::string> texts = arguments;
+  std::vector<std::string> variables = command.environment;
+  // A race or an overflow ends the server at once, so that the check sees it.
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): nobody sets the environment
+  if (std::getenv("TSAN_OPTIONS") == nullptr)
+    variables.emplace_back("TSAN_OPTIONS=halt_on_error=1");
+  std::vector<char*> argv;
+  for (std::string& text : texts) argv.push_back(text.data());
+  argv.push_back(nullptr);
+  std::vector<char*> environment;
+  for (std::string& text : variables) environment.push_back(text.data());
+
+  const pid_t pid = ::fork();
+  if (pid < 0) throw std::system_error(errno, std::system_category(), "fork");
+  if (pid == 0) become(argv, environment, command.descriptor_limit, out.get(), err.get());
+  return pid;
+}
+
+bool accepts_connections(const Address& address) {
+  try {
+    const Fd socket = connect_to(address);
+    bool connected = false;
+    wait_until(100ms, [&] {
+      sockaddr_storage peer = {};
+      socklen_t size = sizeof(peer);
+      connected = ::getpeername(socket.get(), reinterpret_cast<sockaddr*>(&peer), &size) == 0;
+      return connected || connect_error(socket) != 0;
+    });
+    return connected;
+  } catch (const std::system_error&) {
+    return false;  // refused at once: it does not listen yet
+  }
+}
+
+Address parse_address(const std::string& text) {
+  const std::size_t colon = text.rfind(':');
+  std::string host = text.substr(0, colon);
+  if (host.starts_with('[')) host = host.substr(1, host.size() - 2);
+  return resolve(host, static_cast<std::uint16_t>(std::stoi(text.substr(colon + 1))));
+}
+
+}  // namespace
+
+Command Command::with(const std::vector<std::string>& flags) const {
+  Command longer = *this;
+  longer.argv.insert(longer.argv.end(), flags.begin(), flags.end());
+  return longer;
+}
+
+Command Command::under(const std::vector<std::string>& wrapper) const {
+  Command wrapped = *this;
+  wrapped.argv.insert(wrapped.argv.begin(), wrapper.begin(), wrapper.end());
+  return wrapped;
+}
+
+bool Command::port_is_given() const {
+  return std::any_of(argv.begin(), argv.end(), [](const std::string& argument) {
+    return argument.find(kPortHole) != std::string::npos;
+  });
+}
+
+std::string Exit::text() const {
+  if (!signalled) return fmt::format("exit code {}", code);
+  return fmt::format("killed by signal {} ({})", code, ::strsignal(code));
+}
+
+ServerProcess::ServerProcess(const Command& command)
+    : stdout_(capture_file()), stderr_(capture_file()) {
+  ignore_sigpipe();  // a test must survive the server that it kills
+  std::vector<std::string> argv = command.argv;
+  const std::uint16_t port = command.port_is_given() ? free_port() : std::uint16_t{0};
+  for (std::string& argument : argv) {
+    if (const std::size_t hole = argument.find(kPortHole); hole != std::string::npos) {
+      argument.replace(hole, kPortHole.size(), std::to_string(port));
+    }
+  }
+  if (port == 0) argv.insert(argv.end(), {"--port", "0"});
+  pid_ = start(argv, command, stdout_, stderr_);
+
+  const bool up = wait_until(patience, [&] {
+    if (!running()) return true;
+    if (port == 0) return output().find('\n') != std::string::npos;
+    return accepts_connections(resolve("127.0.0.1", port));
+  });
+  const std::string line = output().substr(0, output().find('\n'));
+  if (!up || !running() || (port == 0 && !line.starts_with(kListening))) {
+    const std::string fate = exit_ ? exit_->text() : "still running";
+    const std::string report = fmt::format("{} does not listen: {}, stdout \"{}\", stderr \"{}\"",
+                                           argv[0], fate, output(), errors());
+    signal(SIGKILL);
+    wait_for_exit(patience);
+    throw Failure(report);
+  }
+  address_ = port == 0 ? parse_address(line.substr(kListening.size())) : resolve("127.0.0.1", port);
+}
+
+ServerProcess::~ServerProcess() {
+  signal(SIGKILL);
+  wait_for_exit(patience);
+}
+
+void ServerProcess::signal(int number) {
+  if (running()) ::kill(pid_, number);
+}
+
+std::optional<Exit> ServerProcess::wait_for_exit(milliseconds limit) {
+  wait_until(limit, [this] {
+    int status = 0;
+    if (!exit_ && ::waitpid(pid_, &status, WNOHANG) == pid_) {
+      exit_ = WIFSIGNALED(status) ? Exit{true, WTERMSIG(status)} : Exit{false, WEXITSTATUS(status)};
+    }
+    return exit_.has_value();
+  });
+  return exit_;
+}
+
+std::string ServerProcess::output() const { return contents(stdout_); }
+std::string ServerProcess::errors() const { return contents(stderr_); }
+
+Usage ServerProcess::usage() const {
+#ifdef __linux__
+  Usage usage;
+  clockid_t clock = 0;
+  timespec time = {};
+  if (::clock_getcpuclockid(pid_, &clock) != 0 || ::clock_gettime(clock, &time) != 0) {
+    fail("the server's CPU clock cannot be read: has it ended?");
+  }
+  usage.cpu = std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+
+  const std::string proc = fmt::format("/proc/{}", pid_);
+  std::ifstream status(proc + "/status");
+  std::string key;
+  while (status >> key) {
+    std::size_t value = 0;
+    if (key == "VmRSS:" && status >> value) usage.resident = value * 1024;
+    if (key == "VmSize:" && status >> value) usage.address_space = value * 1024;
+    if (key == "Threads:" && status >> value) usage.threads = value;
+    status.ignore(4096, '\n');
+  }
+  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(proc + "/fd")) {
+    ++usage.descriptors;
+  }
+  return usage;
+#else
+  skip("no /proc here to read the server's CPU time and memory from");
+#endif
+}
+
+double ServerProcess::cpu_percent(milliseconds window) const {
+  const auto start = Clock::now();
+  const auto before = usage().cpu;
+  std::this_thread::sleep_for(window);
+  const std::chrono::duration<double> used = usage().cpu - before;
+  return 100 * used / std::chrono::duration<double>(Clock::now() - start);
+}
+
+Run run_to_end(const Command& command, milliseconds limit) {
+  const Fd out = capture_file();
+  const Fd err = capture_file();
+  const pid_t pid = start(command.argv, command, out, err);
+  int status = 0;
+  const bool ended = wait_until(limit, [&] { return ::waitpid(pid, &status, WNOHANG) == pid; });
+  if (!ended) {
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, &status, 0);
+    fail("{} did not end within {} ms; stdout \"{}\", stderr \"{}\"", command.argv[0],
+         limit.count(), contents(out), contents(err));
+  }
+  const Exit exit =
+      WIFSIGNALED(status) ? Exit{true, WTERMSIG(status)} : Exit{false, WEXITSTATUS(status)};
+  return {exit, contents(out), contents(err)};
+}
+
+bool is_installed(const std::string& program) {
+  const char* path = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe): nobody sets it
+  std::string_view folders = path != nullptr ? path : "";
+  while (!folders.empty()) {
+    const std::size_t end = std::min(folders.find(':'), folders.size());
+    const std::string candidate = fmt::format("{}/{}", folders.substr(0, end), program);
+    if (::access(candidate.c_str(), X_OK) == 0) return true;
+    folders.remove_prefix(std::min(end + 1, folders.size()));
+  }
+  return false;
+}

@@ -1,0 +1,90 @@
+// A server under test: a process of its own, started with any command, watched
+// from outside, and ended for certain.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstddef>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/socket/address.h"
+#include "common/socket/fd.h"
+#include "common/testing/outcome.h"
+
+struct Command {
+  // The program and its arguments. "{port}" in an argument becomes a free port;
+  // without it "--port 0" is appended, and the server's first line on stdout must
+  // say where it listens ("listening on 127.0.0.1:12345").
+  std::vector<std::string> argv;
+  std::size_t descriptor_limit = 0;      // of the server, hard and soft; 0: as ours
+  std::vector<std::string> environment;  // "NAME=value", added to ours
+
+  // This command with more flags, or run by another program ("strace -f …").
+  Command with(const std::vector<std::string>& flags) const;
+  Command under(const std::vector<std::string>& wrapper) const;
+  bool port_is_given() const;  // it has a "{port}"
+};
+
+struct Exit {
+  bool signalled;
+  int code;  // the exit code, or the signal
+  std::string text() const;
+};
+
+// From Linux's /proc and the process's CPU clock. Elsewhere there is none.
+struct Usage {
+  std::chrono::nanoseconds cpu{0};  // user and system, of all threads
+  std::size_t resident = 0;         // bytes
+  std::size_t address_space = 0;    // bytes
+  std::size_t threads = 0;
+  std::size_t descriptors = 0;
+};
+
+class ServerProcess {
+ public:
+  // Starts it and waits until it listens. Throws Failure if it does not.
+  explicit ServerProcess(const Command& command);
+  // Kills it, if it still runs.
+  ~ServerProcess();
+  ServerProcess(const ServerProcess&) = delete;
+  ServerProcess& operator=(const ServerProcess&) = delete;
+
+  const Address& address() const { return address_; }
+  pid_t pid() const { return pid_; }
+
+  // Sends a signal to it, and to nothing else: a process that ended is not signalled.
+  void signal(int number);
+
+  // Its exit, if it has ended; waiting at most `limit` for that.
+  std::optional<Exit> wait_for_exit(milliseconds limit);
+  bool running() { return !wait_for_exit(0ms); }
+
+  std::string output() const;  // what it wrote to stdout so far
+  std::string errors() const;  // and to stderr
+
+  // What it uses now; throws Skipped where there is no /proc.
+  Usage usage() const;
+  // The share of one core that it uses in the next `window`, in percent.
+  double cpu_percent(milliseconds window) const;
+
+ private:
+  pid_t pid_ = -1;
+  std::optional<Exit> exit_;
+  Fd stdout_;
+  Fd stderr_;
+  Address address_;
+};
+
+// Runs a program that is expected to end by itself, within `limit`.
+struct Run {
+  Exit exit;
+  std::string output;
+  std::string errors;
+};
+Run run_to_end(const Command& command, milliseconds limit = patience);
+
+// Whether a program of that name is on the PATH.
+bool is_installed(const std::string& program);

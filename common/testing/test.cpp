@@ -1,0 +1,121 @@
+// The tester is tested: the battery passes a sound server, and catches each mistake
+// it is there for. Then foreign servers, and the parts that tests are made of.
+#include <cstdlib>
+#include <string>
+#include <utility>
+
+#include "common/testing/battery.h"
+#include "common/testing/client.h"
+#include "common/testing/holds.h"
+#include "common/testing/swarm.h"
+
+namespace {
+
+Subject broken(const std::string& fault) {
+  Subject subject{.command = {.argv = {BROKEN_SERVER}, .environment = {}}, .clients = 300};
+  if (!fault.empty()) subject.command = subject.command.with({"--fault", fault});
+  return subject;
+}
+
+// The behaviour must fail on a server with this fault, and say something.
+void catches(battery::Behaviour behaviour, const std::string& fault) {
+  const milliseconds usual = std::exchange(patience, milliseconds(3000));
+  holds([&] {
+    try {
+      behaviour(broken(fault));
+    } catch (const Failure& failure) {
+      INFO(failure.what());
+      CHECK(std::string(failure.what()).size() > 10);
+      return;
+    }
+    fail("a server that {} passed", fault);
+  });
+  patience = usual;
+}
+
+}  // namespace
+
+TEST_CASE("a server without a fault passes the whole battery") {
+  for (const battery::Named& behaviour : battery::all()) {
+    CAPTURE(behaviour.name);
+    holds(broken(""), behaviour.run);
+  }
+}
+
+TEST_CASE("caught: an answer that waits for more") {
+  catches(battery::one_byte_at_a_time, "waits-for-a-second-byte");
+}
+TEST_CASE("caught: data taken for a C string") { catches(battery::any_bytes_any_size, "c-string"); }
+TEST_CASE("caught: large reads cut short") {
+  catches(battery::arbitrary_chunks, "truncates-large-reads");
+}
+TEST_CASE("caught: unread bytes dropped at half-close") {
+  catches(battery::half_close, "closes-on-rdhup");
+}
+TEST_CASE("caught: pending output dropped at half-close") {
+  catches(battery::half_close_slow_reader, "drops-pending-at-eof");
+}
+TEST_CASE("caught: bytes of one connection sent to another") {
+  catches(battery::many_at_once, "mixes-connections");
+}
+TEST_CASE("caught: a write to one client that stalls the others") {
+  catches(battery::isolation, "blocks-in-write");
+}
+TEST_CASE("caught: reading on while the output cannot leave") {
+  if (kSanitized) return holds([] { skip("memory is the sanitizer's here"); });
+  catches(battery::back_pressure, "reads-without-bound");
+}
+TEST_CASE("caught: write interest left armed") { catches(battery::idle, "write-always-armed"); }
+TEST_CASE("caught: death by SIGPIPE") {
+  catches(battery::close_without_reading, "dies-of-sigpipe");
+}
+TEST_CASE("caught: exit on a reset") { catches(battery::reset, "exits-on-an-error"); }
+TEST_CASE("caught: descriptors that are never closed") {
+  catches(battery::churn, "leaks-descriptors");
+}
+TEST_CASE("caught: memory that is never freed") {
+  if (kSanitized) return holds([] { skip("memory is the sanitizer's here"); });
+  catches(battery::churn, "leaks-memory");
+}
+TEST_CASE("caught: spinning without descriptors") {
+  catches(battery::out_of_descriptors, "spins-without-descriptors");
+}
+TEST_CASE("caught: exit without descriptors") {
+  catches(battery::out_of_descriptors, "exits-without-descriptors");
+}
+TEST_CASE("caught: never accepting again") {
+  catches(battery::out_of_descriptors, "never-accepts-again");
+}
+TEST_CASE("caught: a pause after an aborted accept") {
+  catches(battery::aborted_accepts, "pauses-on-abort");
+}
+TEST_CASE("caught: EINTR taken for an error") {
+  catches(battery::interrupted_calls, "takes-eintr-for-an-error");
+}
+TEST_CASE("caught: a partial write forgotten") {
+  catches(battery::short_writes, "forgets-a-partial-write");
+}
+TEST_CASE("caught: exit on an unknown error") {
+  catches(battery::random_errors, "exits-on-an-error");
+}
+TEST_CASE("caught: nonsense taken for a port") { catches(battery::misuse, "lenient-flags"); }
+TEST_CASE("caught: a port in use and exit code 0") {
+  catches(battery::port_in_use, "complains-on-stdout");
+}
+TEST_CASE("caught: waiting for idle clients at SIGTERM") {
+  catches(battery::stop_idle, "waits-for-the-idle");
+}
+TEST_CASE("caught: bytes dropped at SIGTERM") {
+  catches(battery::stop_busy, "drops-everything-at-stop");
+}
+TEST_CASE("caught: waiting for ever at SIGTERM") {
+  catches(battery::stop_stuck, "stop-without-grace");
+}
+TEST_CASE("caught: no idle timer") { catches(battery::idle_timeout, "starts-no-timer"); }
+TEST_CASE("caught: an idle timer that is never restarted") {
+  catches(battery::idle_timeout, "never-restarts-the-timer");
+}
+TEST_CASE("caught: slow work in the loop") { catches(battery::slow_handler, "works-in-the-loop"); }
+TEST_CASE("caught: a quick request that overtakes a slow one") {
+  catches(battery::order, "quick-overtakes-slow");
+}
