@@ -27,6 +27,8 @@ add_library(warnings INTERFACE)
 target_compile_options(warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
                                           $<$<BOOL:${WERROR}>:-Werror>)
 
+set_property(GLOBAL PROPERTY TARGET_MESSAGES OFF) # no "Built target" lines
+
 enable_testing()
 include(${CMAKE_CURRENT_LIST_DIR}/dependencies.cmake)
 
@@ -60,7 +62,7 @@ function(chapter)
   chapter_program(server server.cpp ${ARGN})
   target_link_libraries(${chapter}-server PRIVATE socket)
 
-  foreach(name test)
+  foreach(name test break)
     chapter_program(${name} ${name}.cpp)
     target_link_libraries(${chapter}-${name} PRIVATE testing)
     target_compile_definitions(${chapter}-${name} PRIVATE

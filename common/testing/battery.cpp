@@ -56,8 +56,10 @@ void with_server(const Command& command, const std::function<void(ServerProcess&
     // A server that crashed under the last blow may need a moment to be dead.
     const auto exit = server.wait_for_exit(100ms);
     const std::string errors = server.errors();
-    return fmt::format("the server: {}; its stderr: \"{}\"", exit ? exit->text() : "running",
-                       errors.substr(0, 4000));
+    constexpr std::size_t kEnough = 2000;  // its last words; a sanitizer's report is long
+    const bool cut = errors.size() > kEnough;
+    return fmt::format("the server: {}; its stderr: \"{}{}\"", exit ? exit->text() : "running",
+                       cut ? "… " : "", cut ? errors.substr(errors.size() - kEnough) : errors);
   };
   try {
     attack(server);

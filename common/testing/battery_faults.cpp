@@ -177,7 +177,7 @@ void churn(const Subject& subject) {
     Usage after;
     const bool returned = wait_until(2s, [&] {
       after = server.usage();
-      const bool memory = kSanitized || after.resident < before.resident + (2 << 20);
+      const bool memory = kSanitized || after.resident < before.resident + (4 << 20);
       return after.descriptors <= before.descriptors && after.threads <= before.threads + 4 &&
              memory;
     });

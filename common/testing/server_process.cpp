@@ -218,6 +218,7 @@ Usage ServerProcess::usage() const {
     std::size_t value = 0;
     if (key == "VmRSS:" && status >> value) usage.resident = value * 1024;
     if (key == "VmSize:" && status >> value) usage.address_space = value * 1024;
+    if (key == "VmPTE:" && status >> value) usage.page_tables = value * 1024;
     if (key == "Threads:" && status >> value) usage.threads = value;
     status.ignore(4096, '\n');
   }
@@ -228,6 +229,22 @@ Usage ServerProcess::usage() const {
 #else
   skip("no /proc here to read the server's CPU time and memory from");
 #endif
+}
+
+std::size_t ServerProcess::context_switches() const {
+  std::size_t sum = 0;
+  std::error_code no_proc;
+  for (const auto& thread :
+       std::filesystem::directory_iterator(fmt::format("/proc/{}/task", pid_), no_proc)) {
+    std::ifstream status(thread.path() / "status");
+    std::string key;
+    while (status >> key) {
+      std::size_t value = 0;
+      if (key.ends_with("voluntary_ctxt_switches:") && status >> value) sum += value;
+      status.ignore(4096, '\n');
+    }
+  }
+  return sum;
 }
 
 double ServerProcess::cpu_percent(milliseconds window) const {

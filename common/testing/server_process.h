@@ -39,6 +39,7 @@ struct Usage {
   std::chrono::nanoseconds cpu{0};  // user and system, of all threads
   std::size_t resident = 0;         // bytes
   std::size_t address_space = 0;    // bytes
+  std::size_t page_tables = 0;      // bytes, of the kernel's memory
   std::size_t threads = 0;
   std::size_t descriptors = 0;
 };
@@ -67,6 +68,8 @@ class ServerProcess {
 
   // What it uses now; throws Skipped where there is no /proc.
   Usage usage() const;
+  // How often its threads have been taken off a core, waiting or not; 0 without /proc.
+  std::size_t context_switches() const;
   // The share of one core that it uses in the next `window`, in percent.
   double cpu_percent(milliseconds window) const;
 

@@ -16,6 +16,7 @@
 namespace {
 
 constexpr std::size_t kGreeting = 16;  // bytes that prove that a client is served
+constexpr Traffic kGreetings{.bytes = kGreeting, .largest_chunk = kGreeting};
 constexpr std::size_t kOnTheirWay = 100;
 
 // splitmix64: a good 64-bit hash of a counter, in three lines (Steele, Lea, Flood 2014).
@@ -74,20 +75,20 @@ void Swarm::add(std::size_t index) {
 void Swarm::connect() {
   need_descriptors(count_);
   members_.reserve(count_);
-  const Traffic greeting{.bytes = kGreeting, .largest_chunk = kGreeting};
-  drive(
-      greeting,
-      [this](std::size_t served) {
-        while (members_.size() < count_ && members_.size() - served < kOnTheirWay)
-          add(members_.size());
-      },
-      false);
+  drive(kGreetings, {.connecting = true});
+}
+
+std::size_t Swarm::connect_as_many_as_it_serves(milliseconds still) {
+  need_descriptors(count_);
+  members_.reserve(count_);
+  drive(kGreetings, {.connecting = true, .may_break = true, .may_stall = true, .still = still});
+  std::erase_if(members_, [](const Member& m) { return !m.socket || !done(m, kGreetings); });
+  return members_.size();
 }
 
 void Swarm::exchange(const Traffic& traffic) {
   for (Member& member : members_) member.target += traffic.bytes;
-  drive(
-      traffic, [](std::size_t) {}, false);
+  drive(traffic, {});
 }
 
 std::size_t Swarm::exchange_or_close(const Traffic& traffic) {
@@ -95,8 +96,7 @@ std::size_t Swarm::exchange_or_close(const Traffic& traffic) {
     for (std::size_t i = 0; i < count_; ++i) add(i);
   }
   for (Member& member : members_) member.target += traffic.bytes;
-  drive(
-      traffic, [](std::size_t) {}, true);
+  drive(traffic, {.may_break = true});
   std::erase_if(members_, [](const Member& member) { return !member.socket; });
   return members_.size();
 }
@@ -108,7 +108,7 @@ void Swarm::reset() {
   members_.clear();
 }
 
-bool Swarm::done(const Member& member, const Traffic& traffic) const {
+bool Swarm::done(const Member& member, const Traffic& traffic) {
   if (!member.socket) return true;  // broken, and forgotten
   return member.received == member.target && (!traffic.finish || member.ended);
 }
@@ -120,8 +120,7 @@ short Swarm::interest(const Member& member, const Traffic& traffic, bool reading
   return static_cast<short>(events);
 }
 
-void Swarm::drive(const Traffic& traffic, const std::function<void(std::size_t done)>& refill,
-                  bool may_break) {
+void Swarm::drive(const Traffic& traffic, const Terms& terms) {
   bool reading = !traffic.read_late;
   std::vector<pollfd> entries;
   std::vector<std::size_t> owners;  // entries[i] is of members_[owners[i]]
@@ -130,7 +129,10 @@ void Swarm::drive(const Traffic& traffic, const std::function<void(std::size_t d
   for (;;) {
     const auto finished = static_cast<std::size_t>(std::count_if(
         members_.begin(), members_.end(), [&](const Member& m) { return done(m, traffic); }));
-    refill(finished);
+    while (terms.connecting && members_.size() < count_ &&
+           members_.size() - finished < kOnTheirWay) {
+      add(members_.size());
+    }
     if (finished == members_.size()) return;
     if (on_progress && Clock::now() - last_report > 100ms) {
       on_progress(finished);
@@ -158,7 +160,7 @@ void Swarm::drive(const Traffic& traffic, const std::function<void(std::size_t d
         if (read != Moved::nothing) moved = read;
       }
       if (moved == Moved::broke) {
-        if (!may_break) fail_at(member, "the connection broke");
+        if (!terms.may_break) fail_at(member, "the connection broke");
         member.socket.reset();
       }
       if (moved != Moved::nothing) last_move = Clock::now();
@@ -168,7 +170,8 @@ void Swarm::drive(const Traffic& traffic, const std::function<void(std::size_t d
     if (!reading && still > 300ms) {
       reading = true;  // nothing more goes out: the queues on the way are full, or all is sent
       last_move = Clock::now();
-    } else if (still > patience) {
+    } else if (still > terms.still) {
+      if (terms.may_stall) return;
       const auto stuck = std::find_if(members_.begin(), members_.end(),
                                       [&](const Member& m) { return !done(m, traffic); });
       fail_at(*stuck, fmt::format("nothing moved for {} ms; {} of {} clients are done",
@@ -177,8 +180,9 @@ void Swarm::drive(const Traffic& traffic, const std::function<void(std::size_t d
   }
 }
 
-std::size_t Swarm::random_size(std::size_t most) {
-  const std::size_t size = std::uniform_int_distribution<std::size_t>(1, most)(random_);
+std::size_t Swarm::random_size(const Traffic& traffic) {
+  const std::size_t size = std::uniform_int_distribution<std::size_t>(
+      traffic.smallest_chunk, traffic.largest_chunk)(random_);
   if (scratch_.size() < size) scratch_.resize(size);
   return size;
 }
@@ -186,7 +190,7 @@ std::size_t Swarm::random_size(std::size_t most) {
 Swarm::Moved Swarm::send(Member& member, const Traffic& traffic) {
   const std::size_t left = member.target - member.sent;
   if (left > 0) {
-    const std::size_t size = std::min(random_size(traffic.largest_chunk), left);
+    const std::size_t size = std::min(random_size(traffic), left);
     const std::span<char> chunk(scratch_.data(), size);
     fill_pattern(member.seed, member.sent, chunk);
     const IoResult out = write_some(member.socket, {chunk.data(), chunk.size()});
@@ -202,7 +206,7 @@ Swarm::Moved Swarm::send(Member& member, const Traffic& traffic) {
 }
 
 Swarm::Moved Swarm::receive(Member& member, const Traffic& traffic) {
-  const std::size_t size = random_size(traffic.largest_chunk);
+  const std::size_t size = random_size(traffic);
   const IoResult in = read_some(member.socket, {scratch_.data(), size});
   if (in.status == Io::would_block) return Moved::nothing;
   if (in.status == Io::end) {

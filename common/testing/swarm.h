@@ -25,9 +25,10 @@ void fill_pattern(std::uint64_t seed, std::size_t offset, std::span<char> out);
 // What every client does in one exchange.
 struct Traffic {
   std::size_t bytes = 64;          // sent, and expected back
-  std::size_t largest_chunk = 64;  // each write and read is of 1 to so many bytes, at random
-  bool finish = false;             // half-close after the last byte; expect the end after the echo
-  bool read_late = false;          // read nothing until nothing more can be sent
+  std::size_t smallest_chunk = 1;  // each write and read is of so many bytes, at random
+  std::size_t largest_chunk = 64;
+  bool finish = false;     // half-close after the last byte; expect the end after the echo
+  bool read_late = false;  // read nothing until nothing more can be sent
 };
 
 class Swarm {
@@ -42,6 +43,10 @@ class Swarm {
   // only the kernel, has taken it in. At most 100 are on their way at a time, so that
   // no backlog overflows (macOS: 128).
   void connect();
+
+  // The same with a server that may not serve them all: when nothing has moved for
+  // `still`, those who have heard nothing leave. Returns how many are held.
+  std::size_t connect_as_many_as_it_serves(milliseconds still);
 
   // All clients send and receive at once. Fails when a byte is wrong, a connection
   // breaks, or nothing moves for patience.
@@ -75,12 +80,17 @@ class Swarm {
   void add(std::size_t index);
   Moved send(Member& member, const Traffic& traffic);
   Moved receive(Member& member, const Traffic& traffic);
-  bool done(const Member& member, const Traffic& traffic) const;
+  static bool done(const Member& member, const Traffic& traffic);
   short interest(const Member& member, const Traffic& traffic, bool reading) const;
-  // Runs until each member is done; `refill` may add some. Returns those that broke.
-  void drive(const Traffic& traffic, const std::function<void(std::size_t done)>& refill,
-             bool may_break);
-  std::size_t random_size(std::size_t most);
+  // Runs until each member is done. What else may happen is in `terms`.
+  struct Terms {
+    bool connecting = false;  // add members until there are count_ of them
+    bool may_break = false;   // forget a broken connection
+    bool may_stall = false;   // return when nothing moved for `still`
+    milliseconds still = patience;
+  };
+  void drive(const Traffic& traffic, const Terms& terms);
+  std::size_t random_size(const Traffic& traffic);
   [[noreturn]] void fail_at(const Member& member, const std::string& what) const;
 
   Address server_;

@@ -19,7 +19,7 @@ Subject broken(const std::string& fault) {
 
 // The behaviour must fail on a server with this fault, and say something.
 void catches(battery::Behaviour behaviour, const std::string& fault) {
-  const milliseconds usual = std::exchange(patience, milliseconds(3000));
+  const milliseconds usual = std::exchange(patience, milliseconds(kSanitized ? 3000 : 1500));
   holds([&] {
     try {
       behaviour(broken(fault));
@@ -118,4 +118,70 @@ TEST_CASE("caught: an idle timer that is never restarted") {
 TEST_CASE("caught: slow work in the loop") { catches(battery::slow_handler, "works-in-the-loop"); }
 TEST_CASE("caught: a quick request that overtakes a slow one") {
   catches(battery::order, "quick-overtakes-slow");
+}
+
+TEST_CASE("caught: a failure says where and with which seed") {
+  try {
+    battery::arbitrary_chunks(broken("truncates-large-reads"));
+    FAIL("it passed");
+  } catch (const Failure& failure) {
+    const std::string what = failure.what();
+    CHECK(what.find("seed ") != std::string::npos);
+    CHECK(what.find("bytes received") != std::string::npos);
+    CHECK(what.find("the server: ") != std::string::npos);
+  }
+}
+
+TEST_CASE("a server of Go's net package holds but for the descriptors") {
+  holds([] {
+    const std::string program = GO_NET_SERVER;
+    if (program.empty()) skip("go is not installed, so there is no Go server to try");
+    const Subject go{
+        .command = {.argv = {program, "-address", "127.0.0.1:{port}"}, .environment = {}},
+        .clients = 1000};
+    const battery::Behaviour held[] = {battery::one_byte_at_a_time,
+                                       battery::any_bytes_any_size,
+                                       battery::arbitrary_chunks,
+                                       battery::half_close,
+                                       battery::half_close_slow_reader,
+                                       battery::many_at_once,
+                                       battery::isolation,
+                                       battery::back_pressure,
+                                       battery::idle,
+                                       battery::reset,
+                                       battery::close_without_reading,
+                                       battery::churn,
+                                       battery::aborted_accepts};
+    for (const battery::Behaviour behaviour : held) behaviour(go);
+    CHECK_THROWS_AS(battery::out_of_descriptors(go), Failure);
+  });
+}
+
+TEST_CASE("a program that does not listen is a failure that says why") {
+  const auto message = [](const Command& command) {
+    try {
+      const ServerProcess server(command);
+    } catch (const Failure& failure) {
+      return std::string(failure.what());
+    }
+    return std::string("no Failure");
+  };
+  const std::string absent = message({.argv = {"no-such-program"}, .environment = {}});
+  CHECK(absent.find("exit code 127") != std::string::npos);
+  CHECK(absent.find("cannot run no-such-program: No such file") != std::string::npos);
+  CHECK(message({.argv = {"sh", "-c", "echo hello"}, .environment = {}}).find("stdout \"hello") !=
+        std::string::npos);
+}
+
+TEST_CASE("a pattern is the same wherever it is entered and differs between clients") {
+  std::string whole(1000, '\0');
+  fill_pattern(1, 0, whole);
+  for (std::size_t offset = 0; offset < 990; offset += 7) {
+    std::string part(10, '\0');
+    fill_pattern(1, offset, part);
+    CHECK(part == whole.substr(offset, 10));
+  }
+  std::string other(1000, '\0');
+  fill_pattern(2, 0, other);
+  CHECK(other != whole);
 }

@@ -1,0 +1,322 @@
+// What common/socket promises in its headers, call by call.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#include "common/socket/address.h"
+#include "common/socket/fd.h"
+#include "common/socket/options.h"
+#include "common/socket/process.h"
+#include "common/socket/socket.h"
+
+using namespace std::chrono_literals;
+
+namespace {
+
+bool is_open(int fd) { return ::fcntl(fd, F_GETFD) >= 0; }
+bool is_non_blocking(const Fd& fd) { return (::fcntl(fd.get(), F_GETFL) & O_NONBLOCK) != 0; }
+bool is_close_on_exec(const Fd& fd) { return (::fcntl(fd.get(), F_GETFD) & FD_CLOEXEC) != 0; }
+
+int option(const Fd& socket, int level, int name) {
+  int value = 0;
+  socklen_t size = sizeof(value);
+  REQUIRE(::getsockopt(socket.get(), level, name, &value, &size) == 0);
+  return value;
+}
+
+void wait_for(const Fd& fd, short events) {
+  pollfd entry = {fd.get(), events, 0};
+  REQUIRE(::poll(&entry, 1, 5000) == 1);
+}
+
+// Both ends of a connection over loopback.
+struct Pair {
+  explicit Pair(Mode mode = Mode::non_blocking) {
+    ignore_sigpipe();
+    const Fd listener = listen_on(resolve("127.0.0.1", 0));
+    client = connect_to(local_address(listener));
+    server = accept_from(listener, mode).connection;
+    wait_for(client, POLLOUT);
+    REQUIRE(connect_error(client) == 0);
+  }
+  Fd client;
+  Fd server;
+};
+
+void send_reset(Fd& socket) {
+  const linger at_once = {1, 0};
+  REQUIRE(::setsockopt(socket.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once)) == 0);
+  socket.reset();
+}
+
+template <typename Function>
+std::string startup_error(Function function) {
+  try {
+    function();
+  } catch (const StartupError& error) {
+    return error.what();
+  }
+  return "no StartupError";
+}
+
+}  // namespace
+
+TEST_CASE("an Fd closes what it owns once and moving hands it over") {
+  int number = -1;
+  {
+    Fd first(::dup(0));
+    number = first.get();
+    Fd second = std::move(first);
+    CHECK(second.get() == number);
+    CHECK(is_open(number));
+    Fd third;
+    CHECK_FALSE(third);
+    third = std::move(second);
+    CHECK(third);
+  }
+  CHECK_FALSE(is_open(number));
+
+  Fd released(::dup(0));
+  number = released.release();
+  CHECK_FALSE(released);
+  CHECK(is_open(number));
+  ::close(number);
+}
+
+TEST_CASE("addresses are resolved and written as text") {
+  CHECK(to_text(resolve("127.0.0.1", 80)) == "127.0.0.1:80");
+  CHECK(to_text(resolve("::1", 80)) == "[::1]:80");
+  CHECK(startup_error([] {
+          resolve("no such host", 80);
+        }).starts_with("cannot resolve host 'no such host': "));
+}
+
+TEST_CASE("a listener has the options that its connections need") {
+  const Fd listener = listen_on(resolve("127.0.0.1", 0));
+  CHECK(to_text(local_address(listener)) != "127.0.0.1:0");
+  CHECK(option(listener, SOL_SOCKET, SO_REUSEADDR) != 0);
+  CHECK(is_close_on_exec(listener));
+  CHECK_FALSE(is_non_blocking(listener));
+  CHECK(is_non_blocking(listen_on(resolve("127.0.0.1", 0), Mode::non_blocking)));
+
+  const Fd client = connect_to(local_address(listener));
+  const Fd server = accept_from(listener, Mode::non_blocking).connection;
+  CHECK(option(server, IPPROTO_TCP, TCP_NODELAY) != 0);
+  CHECK(is_close_on_exec(server));
+  CHECK(is_non_blocking(server));
+}
+
+TEST_CASE("a connection blocks or not as its server asks whatever the listener does") {
+  const Fd listener = listen_on(resolve("127.0.0.1", 0), Mode::non_blocking);
+  const Fd first = connect_to(local_address(listener));
+  wait_for(listener, POLLIN);
+  CHECK_FALSE(is_non_blocking(accept_from(listener, Mode::blocking).connection));
+}
+
+TEST_CASE("IPv6 works where the machine has it") {
+  try {
+    const Fd listener = listen_on(resolve("::1", 0));
+    CHECK(to_text(local_address(listener)).starts_with("[::1]:"));
+    const Fd client = connect_to(local_address(listener));
+    CHECK(accept_from(listener).status == Io::ok);
+  } catch (const StartupError& error) {
+    fmt::print("skipped: {}\n", error.what());
+  }
+}
+
+TEST_CASE("a port in use and an address that is not ours are startup errors") {
+  const Fd listener = listen_on(resolve("127.0.0.1", 0));
+  const Address taken = local_address(listener);
+  CHECK(startup_error([&] { listen_on(taken); }) ==
+        "cannot listen on " + to_text(taken) + ": Address already in use");
+  // TEST-NET-1 (RFC 5737) belongs to no machine.
+  CHECK(startup_error([] {
+          listen_on(resolve("192.0.2.1", 0));
+        }).starts_with("cannot listen on 192.0.2.1:0: "));
+}
+
+TEST_CASE("accept says that nobody waits") {
+  const Fd listener = listen_on(resolve("127.0.0.1", 0), Mode::non_blocking);
+  const Accepted none = accept_from(listener);
+  CHECK(none.status == Io::would_block);
+  CHECK_FALSE(none.connection);
+}
+
+TEST_CASE("accept without a descriptor to give is out of resources") {
+  const Fd listener = listen_on(resolve("127.0.0.1", 0), Mode::non_blocking);
+  const Fd client = connect_to(local_address(listener));
+  wait_for(listener, POLLIN);
+  rlimit usual = {};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &usual) == 0);
+  const rlimit none = {0, usual.rlim_max};
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const Accepted refused = accept_from(listener);
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &usual) == 0);
+  CHECK(refused.status == Io::out_of_resources);
+  CHECK(refused.error == EMFILE);
+  CHECK(accept_from(listener).status == Io::ok);  // the connection was kept
+}
+
+TEST_CASE("accept on what is no listener is a bug and throws") {
+  const Pair pair;
+  CHECK_THROWS_AS(accept_from(pair.client), std::system_error);
+}
+
+TEST_CASE("a connection that nobody accepts at the other end fails with its errno") {
+  const Address gone = local_address(listen_on(resolve("127.0.0.1", 0)));
+  try {
+    const Fd client = connect_to(gone);
+    wait_for(client, POLLOUT);
+    CHECK(connect_error(client) == ECONNREFUSED);
+  } catch (const std::system_error& error) {
+    CHECK(error.code().value() == ECONNREFUSED);  // the BSDs say so at once
+  }
+}
+
+TEST_CASE("a client chooses its source address") {
+  const Fd listener = listen_on(resolve("127.0.0.1", 0));
+  const Address source = resolve("127.0.0.1", 0);
+  const Fd client = connect_to(local_address(listener), &source);
+  CHECK(accept_from(listener).status == Io::ok);
+  CHECK(to_text(local_address(client)).starts_with("127.0.0.1:"));
+}
+
+TEST_CASE("read says would_block and then what came and then the end") {
+  Pair pair;
+  std::array<char, 16> buffer;
+  CHECK(read_some(pair.server, buffer).status == Io::would_block);
+  REQUIRE(write_some(pair.client, "hello").size == 5);
+  wait_for(pair.server, POLLIN);
+  const IoResult in = read_some(pair.server, buffer);
+  CHECK(in.status == Io::ok);
+  CHECK(std::string(buffer.data(), in.size) == "hello");
+
+  ::shutdown(pair.client.get(), SHUT_WR);
+  wait_for(pair.server, POLLIN);
+  CHECK(read_some(pair.server, buffer).status == Io::end);
+  CHECK(write_some(pair.server, "you can still hear me").status == Io::ok);
+}
+
+TEST_CASE("write takes a part and then would_block when nobody reads") {
+  Pair pair;
+  const std::string much(64 << 20, 'x');
+  const IoResult first = write_some(pair.server, much);
+  CHECK(first.status == Io::ok);
+  CHECK(first.size < much.size());
+  IoResult last = first;
+  while (last.status == Io::ok) last = write_some(pair.server, much);
+  CHECK(last.status == Io::would_block);
+}
+
+TEST_CASE("a reset is peer_gone for read and write and no signal") {
+  Pair pair;
+  REQUIRE(write_some(pair.server, "unread").size == 6);
+  send_reset(pair.client);
+  wait_for(pair.server, POLLIN);
+  std::array<char, 16> buffer;
+  CHECK(read_some(pair.server, buffer).status == Io::peer_gone);
+  CHECK(write_some(pair.server, "anybody?").status == Io::peer_gone);  // EPIPE, not SIGPIPE
+}
+
+TEST_CASE("a signal does not end a blocking read") {
+  Pair pair(Mode::blocking);
+  struct sigaction action = {};
+  struct sigaction usual = {};
+  action.sa_handler = [](int) {};  // without SA_RESTART: read returns EINTR
+  REQUIRE(::sigaction(SIGUSR1, &action, &usual) == 0);
+  IoResult in = {Io::would_block, 0};
+  std::array<char, 16> buffer;
+  std::thread reader([&] { in = read_some(pair.server, buffer); });
+  for (int i = 0; i < 100; ++i) {
+    ::pthread_kill(reader.native_handle(), SIGUSR1);
+    std::this_thread::sleep_for(1ms);
+  }
+  REQUIRE(write_some(pair.client, "hello").size == 5);
+  reader.join();
+  ::sigaction(SIGUSR1, &usual, nullptr);
+  CHECK(in.status == Io::ok);
+  CHECK(in.size == 5);
+}
+
+TEST_CASE("a pipe wakes its reader and neither end blocks") {
+  const Pipe pipe = make_pipe();
+  std::array<char, 16> buffer;
+  CHECK(read_some(pipe.read_end, buffer).status == Io::would_block);
+  CHECK(write_some(pipe.write_end, "!").size == 1);
+  CHECK(read_some(pipe.read_end, buffer).size == 1);
+  while (write_some(pipe.write_end, std::string(4096, '!')).status == Io::ok) {
+  }
+  CHECK(write_some(pipe.write_end, "!").status == Io::would_block);
+  CHECK(is_close_on_exec(pipe.read_end));
+  CHECK(is_close_on_exec(pipe.write_end));
+}
+
+TEST_CASE("the descriptor limit is raised to what is allowed") {
+  rlimit usual = {};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &usual) == 0);
+  const rlimit low = {64, usual.rlim_max};
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &low) == 0);
+  const std::size_t raised = raise_descriptor_limit();
+  rlimit now = {};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &now) == 0);
+  CHECK(raised == now.rlim_cur);
+  CHECK(raised > 64);
+}
+
+TEST_CASE("a message that lasts gets through once a second") {
+  OncePerSecond may_say;
+  CHECK(may_say());
+  CHECK_FALSE(may_say());
+  std::this_thread::sleep_for(1001ms);
+  CHECK(may_say());
+  CHECK_FALSE(may_say());
+}
+
+TEST_CASE("durations need a unit") {
+  CHECK(parse_duration("300ms") == 300ms);
+  CHECK(parse_duration("30s") == 30s);
+  CHECK(parse_duration("5m") == 5min);
+  CHECK(parse_duration("1h") == 1h);
+  for (const char* wrong : {"", "30", "s", "ms", "0s", "-1s", "1.5s", "1 s", "1sec", "1S", " 1s",
+                            "600h", "99999999999999999999s"}) {
+    CAPTURE(wrong);
+    CHECK_FALSE(parse_duration(wrong).has_value());
+  }
+  CHECK(to_text(1500ms) == "1500ms");
+  CHECK(to_text(std::chrono::milliseconds(30s)) == "30s");
+  CHECK(to_text(std::chrono::milliseconds(90s)) == "90s");
+  CHECK(to_text(std::chrono::milliseconds(2h)) == "2h");
+}
+
+TEST_CASE("options set their variables and stop at a command") {
+  Endpoint endpoint;
+  std::size_t clients = 7;
+  std::chrono::milliseconds timeout = 1s;
+  Options options("A test.");
+  options.add(endpoint);
+  options.add("clients", clients, "how many");
+  options.add("timeout", timeout, "how long");
+  std::string words[] = {"program", "--port=0", "--host", "::1",       "--timeout",
+                         "2m",      "--",       "run",    "--clients", "3"};
+  char* argv[10];
+  for (std::size_t i = 0; i < 10; ++i) argv[i] = words[i].data();
+  const auto command = options.parse_command(10, argv);
+  CHECK(endpoint.host == "::1");
+  CHECK(endpoint.port == 0);
+  CHECK(clients == 7);
+  CHECK(timeout == 2min);
+  CHECK(command == std::vector<std::string>{"run", "--clients", "3"});
+}
