@@ -1,13 +1,12 @@
 // 01-blocking: an echo server that serves one client at a time.
 //
 // accept, then read and write until the client has finished, then accept again.
-// The program is always at exactly one of these three calls, and each of them
-// waits for as long as it takes: that is all there is to understand, and it is
-// also what is wrong with it.
+// The program is always in one of these three calls, and each of them waits for
+// as long as it takes: that is all there is to understand, and it is also what is
+// wrong with it.
 
 #include <array>
 #include <chrono>
-#include <cstring>
 #include <exception>
 #include <string_view>
 #include <thread>
@@ -32,7 +31,7 @@ bool write_all(const Fd& connection, std::string_view data) {
 // Echoes until the client has finished sending (Io::end) or is gone. At the end
 // nothing is pending: what was read has been written before the next read.
 void echo(const Fd& connection) {
-  std::array<char, 64 * 1024> buffer;
+  std::array<char, 16 * 1024> buffer;
   for (;;) {
     const IoResult in = read_some(connection, buffer);
     if (in.status != Io::ok) return;
@@ -44,7 +43,7 @@ void echo(const Fd& connection) {
 // one is being served whose leaving could free one, so all there is to do is to
 // look again later, and not at once: that would be a busy loop.
 void wait_for_resources(int error) {
-  log_line("cannot accept: {}; trying again in 1 s", std::strerror(error));
+  log_line("cannot accept: {}; trying again in 1 s", error_text(error));
   std::this_thread::sleep_for(std::chrono::seconds(1));
 }
 
@@ -52,11 +51,11 @@ void serve(const Fd& listener) {
   for (;;) {
     const Accepted next = accept_from(listener);
     if (next.status == Io::ok) {
-      echo(next.connection);
+      echo(next.connection);  // which is closed when `next` goes
     } else {
       wait_for_resources(next.error);
     }
-  }  // `next` goes, and closes the connection
+  }
 }
 
 }  // namespace
@@ -68,6 +67,7 @@ int main(int argc, char** argv) {
   options.parse(argc, argv);
 
   try {
+    keep_standard_descriptors();
     ignore_sigpipe();
     raise_descriptor_limit();
     const Fd listener = listen_on(resolve(endpoint.host, endpoint.port));

@@ -63,7 +63,7 @@ int main() {
              "address space", "resident", "kernel stacks", "page tables", "switches/msg",
              "CPU us/msg");
   try {
-    for (const std::size_t clients : {1, 100, 1000, 10'000}) measure(clients);
+    for (const std::size_t clients : {1u, 100u, 1000u, 10'000u}) measure(clients);
   } catch (const Skipped& reason) {
     fmt::print("skipped: {}\n", reason.what());
   } catch (const std::exception& problem) {

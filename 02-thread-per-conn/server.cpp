@@ -6,13 +6,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
-#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string_view>
 #include <system_error>
 #include <thread>
@@ -39,7 +40,7 @@ bool write_all(const Fd& connection, std::string_view data) {
 // Echoes until the client has finished sending (Io::end) or is gone. At the end
 // nothing is pending: what was read has been written before the next read.
 void echo(const Fd& connection) {
-  std::array<char, 64 * 1024> buffer;
+  std::array<char, 16 * 1024> buffer;
   for (;;) {
     const IoResult in = read_some(connection, buffer);
     if (in.status != Io::ok) return;
@@ -76,7 +77,7 @@ class Places {
 class Backoff {
  public:
   void wait(const char* what, int error) {
-    if (may_say_()) log_line("{}: {}; those who are in are served", what, std::strerror(error));
+    if (may_say_()) log_line("{}: {}; those who are in are served", what, error_text(error));
     std::this_thread::sleep_for(pause_);
     pause_ = std::min(2 * pause_, kLongest);
   }
@@ -107,6 +108,8 @@ int start_thread(Fd& connection, const std::shared_ptr<Places>& places) {
     return 0;
   } catch (const std::system_error& error) {
     return error.code().value();
+  } catch (const std::bad_alloc&) {
+    return ENOMEM;
   }
 }
 
@@ -139,6 +142,7 @@ int main(int argc, char** argv) {
   options.parse(argc, argv);
 
   try {
+    keep_standard_descriptors();
     ignore_sigpipe();
     raise_descriptor_limit();
     const Fd listener = listen_on(resolve(endpoint.host, endpoint.port));

@@ -90,13 +90,15 @@ int main(int argc, char** argv) {
       fmt::format("{:<20}{:<26}{:>7}{:>7}{:>10}{:>9}{:>10}{:>10}  {}\n", "chapter", "model",
                   "clients", "held", "messages", "threads", "MiB", "KiB/held", "client two");
   bool all_well = true;
+  int found = 0;
   for (const Chapter& chapter : kChapters) {
     const std::string program = fmt::format("{}/{}/server", arguments[0], chapter.name);
     if (!std::filesystem::exists(program)) continue;
+    ++found;
     const Command command{.argv = {program}, .descriptor_limit = 0, .environment = {}};
     try {
       const std::string client_two = fate_of_client_two(command);
-      for (const std::size_t clients : {1, 100, 1000})
+      for (const std::size_t clients : {1u, 100u, 1000u})
         table += row(chapter, command, clients, client_two);
     } catch (const std::exception& problem) {
       all_well = false;
@@ -104,6 +106,10 @@ int main(int argc, char** argv) {
     }
   }
   progress("");
+  if (found == 0) {
+    fmt::print(stderr, "{}: no chapter's server is under {}\n", argv[0], arguments[0]);
+    return 1;
+  }
   fmt::print("{}", table);
   return all_well ? 0 : 1;
 }

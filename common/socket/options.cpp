@@ -83,6 +83,7 @@ std::vector<std::string> Options::parse_command(int argc, char** argv) const {
   constexpr int kHelp = 1;
   constexpr int kFirstFlag = 1000;
   std::vector<option> table;
+  table.reserve(flags_.size() + 2);
   for (const Flag& flag : flags_) {
     table.push_back({flag.name.c_str(), required_argument, nullptr,
                      kFirstFlag + static_cast<int>(table.size())});
@@ -98,8 +99,8 @@ std::vector<std::string> Options::parse_command(int argc, char** argv) const {
     if (found == -1) return {argv + ::optind, argv + argc};
     const std::string given = argv[before];
     if (found == kHelp) {
-      fmt::print("{}", usage(argv[0]));
-      std::exit(0);  // NOLINT(concurrency-mt-unsafe): no thread is there yet
+      const bool told = std::fputs(usage(argv[0]).c_str(), stdout) >= 0 && std::fflush(stdout) == 0;
+      std::exit(told ? 0 : 1);  // NOLINT(concurrency-mt-unsafe): no thread is there yet
     }
     if (found == ':') refuse(argv[0], fmt::format("{} needs a value", given));
     if (found < kFirstFlag) refuse(argv[0], fmt::format("unknown flag '{}'", given));
@@ -121,7 +122,7 @@ std::string Options::usage(const char* program) const {
 }
 
 void Options::refuse(const char* program, const std::string& reason) const {
-  fmt::print(stderr, "{}: {}\n{}", program, reason, usage(program));
+  (void)std::fputs(fmt::format("{}: {}\n{}", program, reason, usage(program)).c_str(), stderr);
   std::exit(2);  // NOLINT(concurrency-mt-unsafe): no thread is there yet
 }
 

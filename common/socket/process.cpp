@@ -1,5 +1,7 @@
 #include "common/socket/process.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -40,13 +42,27 @@ void announce(const Fd& listener) {
   const std::string line = "listening on " + to_text(local_address(listener)) + "\n";
   // fwrite, not fmt::print: that throws its own error, and the fault may show at the flush.
   if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size() || std::fflush(stdout) != 0) {
-    throw StartupError(fmt::format("cannot write to stdout: {}", std::strerror(errno)));
+    throw StartupError(fmt::format("cannot write to stdout: {}", error_text(errno)));
   }
 }
 
-void log_text(std::string line) {
-  line += '\n';
-  [[maybe_unused]] const ssize_t lost = ::write(STDERR_FILENO, line.data(), line.size());
+void keep_standard_descriptors() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) >= 0) continue;
+    // Read-only on stdout: who expects a line there is told that it cannot be had.
+    const int flags = fd == STDOUT_FILENO ? O_RDONLY : O_RDWR;
+    if (::open("/dev/null", flags) != fd) throw StartupError("cannot open /dev/null");
+  }
+}
+
+const char* error_text(int error) {
+  return std::strerror(error);  // NOLINT(concurrency-mt-unsafe): see above
+}
+
+void log_text(std::string_view line) {
+  pollfd entry = {STDERR_FILENO, POLLOUT, 0};
+  if (::poll(&entry, 1, 0) != 1 || (entry.revents & POLLOUT) == 0) return;
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
 }
 
 bool OncePerSecond::operator()() {

@@ -1,13 +1,14 @@
 // What a server sets up once for the whole process, and how it says things.
 #pragma once
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
-#include <string>
+#include <string_view>
 #include <utility>
 
 #include "common/socket/fd.h"
@@ -17,13 +18,17 @@ struct StartupError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Puts /dev/null in the place of stdin, stdout or stderr if it is closed. Otherwise
+// the first sockets would get their numbers, and a client the server's log.
+void keep_standard_descriptors();
+
 // Raises the soft limit on descriptors to the hard one and returns it. Shells
 // start programs with a soft limit of 1024 or 256 for the sake of select (03).
 // Source: getrlimit(2).
 std::size_t raise_descriptor_limit();
 
-// Writing to a connection that the peer has reset then fails with EPIPE instead
-// of killing the process. MSG_NOSIGNAL would do it per call, but not on macOS.
+// Writing to a connection that the peer has closed and reset then fails with EPIPE
+// instead of killing the process. MSG_NOSIGNAL would do it per call, but not on macOS.
 // Source: write(2), signal(7).
 void ignore_sigpipe();
 
@@ -31,13 +36,21 @@ void ignore_sigpipe();
 // flushes it. Throws StartupError when stdout does not take it.
 void announce(const Fd& listener);
 
-// Writes one whole line to stderr. A line that stderr does not take (it is closed,
-// or a pipe that nobody reads) is lost: a server does not die of its log.
-void log_text(std::string line);
+// What errno `error` means, for any thread. Source: strerror(3), which the C
+// libraries of Linux, macOS and the BSDs make safe for every errno that they know.
+const char* error_text(int error);
+
+// Writes one line of at most 500 bytes to stderr. A server does not die of its log,
+// nor wait for it: without memory to allocate the line is written all the same, and
+// one that stderr does not take at once (closed, or a full pipe) is lost.
+void log_text(std::string_view line);
 
 template <typename... Args>
 void log_line(fmt::format_string<Args...> format, Args&&... args) {
-  log_text(fmt::format(format, std::forward<Args>(args)...));
+  std::array<char, 501> line;
+  char* end = fmt::format_to_n(line.data(), 500, format, std::forward<Args>(args)...).out;
+  *end++ = '\n';
+  log_text({line.data(), static_cast<std::size_t>(end - line.data())});
 }
 
 // Lets one message through per second, so that a fault which lasts cannot fill

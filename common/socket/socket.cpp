@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <limits>
 #include <system_error>
 #include <utility>
@@ -97,7 +96,7 @@ Io outcome_of(int error, const char* call, const Fd& socket) {
   }
   // EBADF, EFAULT, EINVAL: a mistake of ours. It ends this connection, but not unheard.
   static OncePerSecond may_say;
-  if (may_say()) log_line("{} on descriptor {}: {}", call, socket.get(), std::strerror(error));
+  if (may_say()) log_line("{} on descriptor {}: {}", call, socket.get(), error_text(error));
   return Io::peer_gone;
 }
 
@@ -128,13 +127,12 @@ Accepted accept_from(const Fd& listener, Mode mode) {
     if (error == EINTR || died_in_queue(error)) continue;
     if (error == EAGAIN || error == EWOULDBLOCK) return {Io::would_block, Fd(), 0};
     switch (error) {
-      case EMFILE:
-      case ENFILE:
-      case ENOBUFS:
-      case ENOMEM:
-      case EPERM:  // Linux: a firewall rule forbids it, for now
+      case EBADF:
+      case EFAULT:
+      case EINVAL:
+      case ENOTSOCK: throw std::system_error(error, std::system_category(), "accept");
+      default:  // EMFILE, ENFILE, ENOBUFS, ENOMEM; EPERM, if a firewall forbids it for now
         return {Io::out_of_resources, Fd(), error};
-      default: throw std::system_error(error, std::system_category(), "accept");
     }
   }
 }

@@ -20,7 +20,7 @@
 
 enum class Io {
   ok,                // done, at least in part
-  would_block,       // nothing can be done now (non-blocking sockets only)
+  would_block,       // nothing can be done now (non-blocking, or SO_RCVTIMEO has passed)
   end,               // read: the peer has finished sending; it may still be reading
   peer_gone,         // reset, timed out, unreachable: the connection is of no more use
   out_of_resources,  // no descriptors or no memory, here or in the whole system

@@ -139,7 +139,7 @@ void Server::accept_ready() {
       continue;
     }
     if (faulty("spins-without-descriptors")) return;
-    if (faulty("exits-without-descriptors")) std::exit(1);
+    if (faulty("exits-without-descriptors")) std::_Exit(1);
     if (may_say_()) log_line("cannot accept for want of resources");
     accept_again_ = Clock::now() + (faulty("never-accepts-again") ? 1h : 100ms);
     return;
@@ -162,7 +162,7 @@ void Server::read_ready(Connection& c) {
     return;
   }
   if (in.status != Io::ok) {
-    if (faulty("exits-on-an-error")) std::exit(1);
+    if (faulty("exits-on-an-error")) std::_Exit(1);
     c.closed = true;
     return;
   }
@@ -207,7 +207,7 @@ void Server::flush(Connection& c) {
     }
     if (out.status == Io::would_block) return;
     if (out.status != Io::ok) {
-      if (faulty("exits-on-an-error")) std::exit(1);
+      if (faulty("exits-on-an-error")) std::_Exit(1);
       c.closed = true;
       return;
     }
@@ -236,11 +236,7 @@ void Server::handle_timers() {
 }
 
 void Server::begin_stop() {
-  if (faulty("drops-everything-at-stop")) std::exit(0);
-  if (faulty("ignores-sigterm")) {
-    stop_requested = 0;
-    return;
-  }
+  if (faulty("drops-everything-at-stop")) std::_Exit(0);
   listener_.reset();
   grace_ends_ = Clock::now() + 5s;
 }

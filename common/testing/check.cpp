@@ -14,11 +14,11 @@
 
 namespace {
 
-// Whether the server's --help knows the flag. One with a {port} is not asked: what
-// it would make of --help, nobody knows.
+// Whether the server's --help has the flag, and not only a longer one. A server with
+// a {port} is not asked: what it would make of --help, nobody knows.
 bool has_flag(const Command& command, const std::string& flag) {
   if (command.port_is_given()) return false;
-  return run_to_end(command.with({"--help"}), 2s).output.find(flag) != std::string::npos;
+  return run_to_end(command.with({"--help"}), 2s).output.find(flag + " ") != std::string::npos;
 }
 
 void run(const battery::Named& behaviour, const Subject& subject) {

@@ -7,11 +7,13 @@
 #include <array>
 #include <cstring>
 
+#include "common/socket/process.h"
 #include "common/socket/socket.h"
 
 bool wait_for(const Fd& socket, short events, milliseconds limit) {
   const auto deadline = Clock::now() + limit;
   for (;;) {
+    fail_if_check_takes_too_long();
     const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now());
     pollfd entry = {socket.get(), events, 0};
     const int ready =
@@ -31,7 +33,7 @@ Client::Client(const Address& server, milliseconds limit)
   if (!wait_for(socket_, POLLOUT, limit_)) {
     fail("not connected after {} ms: is the backlog full?", limit_.count());
   }
-  if (const int error = connect_error(socket_)) fail("cannot connect: {}", std::strerror(error));
+  if (const int error = connect_error(socket_)) fail("cannot connect: {}", error_text(error));
 }
 
 void Client::send(std::string_view data) {
@@ -53,6 +55,7 @@ std::string Client::receive(std::size_t size) {
   std::string data(size, '\0');
   std::size_t have = 0;
   while (have < size) {
+    fail_if_check_takes_too_long();
     const IoResult in = read_some(socket_, {data.data() + have, size - have});
     if (in.status == Io::would_block) {
       if (wait_for(socket_, POLLIN, limit_)) continue;
@@ -70,6 +73,7 @@ std::string Client::receive_until_end() {
   std::string data;
   std::array<char, 64 * 1024> buffer;
   for (;;) {
+    fail_if_check_takes_too_long();
     const IoResult in = read_some(socket_, buffer);
     if (in.status == Io::end) return data;
     if (in.status == Io::would_block) {
@@ -105,7 +109,8 @@ bool Client::hears_within(milliseconds limit) const { return wait_for(socket_, P
 bool Client::is_closed_within(milliseconds limit) {
   const auto deadline = Clock::now() + limit;
   std::array<char, 64 * 1024> buffer;
-  while (wait_for(socket_, POLLIN, std::chrono::ceil<milliseconds>(deadline - Clock::now()))) {
+  while (Clock::now() < deadline &&
+         wait_for(socket_, POLLIN, std::chrono::ceil<milliseconds>(deadline - Clock::now()))) {
     const IoResult in = read_some(socket_, buffer);
     if (in.status == Io::end || in.status == Io::peer_gone) return true;
   }

@@ -18,6 +18,11 @@ using namespace std::chrono_literals;
 // shorten it.)
 inline milliseconds patience = 10s;
 
+// When the check that runs must be done; a server that drips a byte now and then
+// would otherwise keep every single wait short and the check going for ever.
+inline Clock::time_point check_ends = Clock::time_point::max();
+void fail_if_check_takes_too_long();
+
 // The server did not do what it must: what was seen instead.
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;

@@ -15,6 +15,7 @@
 #include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <string_view>
 #include <system_error>
 #include <thread>
@@ -67,14 +68,18 @@ std::uint16_t free_port() {
     const rlimit limit = {descriptor_limit, descriptor_limit};
     ::setrlimit(RLIMIT_NOFILE, &limit);
   }
+  ::setpgid(0, 0);  // its children are in its group: counted with it, killed with it
+  ::dup2(::open("/dev/null", O_RDONLY), STDIN_FILENO);
   ::dup2(out, STDOUT_FILENO);
   ::dup2(err, STDERR_FILENO);
   // What our own parent left open is not the server's: its descriptors start at 3.
   for (int fd = 3; fd < 1024; ++fd) ::close(fd);
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): this process has one thread
   for (char* variable : environment) ::putenv(variable);
   ::execvp(argv[0], argv.data());
-  const char* reason = std::strerror(errno);
-  for (const char* part : {"cannot run ", static_cast<const char*>(argv[0]), ": ", reason, "\n"}) {
+  const std::string reason = error_text(errno);
+  for (const char* part :
+       {"cannot run ", static_cast<const char*>(argv[0]), ": ", reason.c_str(), "\n"}) {
     if (::write(STDERR_FILENO, part, std::strlen(part)) < 0) break;
   }
   ::_exit(127);
@@ -89,9 +94,11 @@ pid_t start(const std::vector<std::string>& arguments, const Command& command, c
   if (std::getenv("TSAN_OPTIONS") == nullptr)
     variables.emplace_back("TSAN_OPTIONS=halt_on_error=1");
   std::vector<char*> argv;
+  argv.reserve(texts.size() + 1);
   for (std::string& text : texts) argv.push_back(text.data());
   argv.push_back(nullptr);
   std::vector<char*> environment;
+  environment.reserve(variables.size());
   for (std::string& text : variables) environment.push_back(text.data());
 
   const pid_t pid = ::fork();
@@ -115,6 +122,55 @@ bool accepts_connections(const Address& address) {
     return false;  // refused at once: it does not listen yet
   }
 }
+
+#ifdef __linux__
+// The processes of a group, from /proc/PID/stat: after the name, which stands in
+// brackets, come state, parent and group. Source: proc(5).
+std::vector<pid_t> group_of(pid_t leader) {
+  std::vector<pid_t> members;
+  std::error_code gone;  // processes come and go while we look
+  for (const auto& entry : std::filesystem::directory_iterator("/proc", gone)) {
+    std::string stat;
+    std::getline(std::ifstream(entry.path() / "stat"), stat);
+    if (stat.rfind(')') == std::string::npos) continue;
+    std::istringstream after_name(stat.substr(stat.rfind(')') + 1));
+    std::string state;
+    pid_t parent = 0;
+    pid_t group = 0;
+    if (after_name >> state >> parent >> group && group == leader && state != "Z") {
+      members.push_back(std::stoi(entry.path().filename()));
+    }
+  }
+  return members;
+}
+
+// What one process uses; nothing if it has just ended.
+Usage usage_of(pid_t pid) {
+  Usage usage;
+  clockid_t clock = 0;
+  timespec time = {};
+  if (::clock_getcpuclockid(pid, &clock) != 0 || ::clock_gettime(clock, &time) != 0) return usage;
+  usage.cpu = std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+
+  const std::string proc = fmt::format("/proc/{}", pid);
+  std::ifstream status(proc + "/status");
+  std::string key;
+  while (status >> key) {
+    std::size_t value = 0;
+    if (key == "VmRSS:" && status >> value) usage.resident = value * 1024;
+    if (key == "VmSize:" && status >> value) usage.address_space = value * 1024;
+    if (key == "VmPTE:" && status >> value) usage.page_tables = value * 1024;
+    if (key == "Threads:" && status >> value) usage.threads = value;
+    status.ignore(4096, '\n');
+  }
+  std::error_code gone;
+  for ([[maybe_unused]] const auto& entry :
+       std::filesystem::directory_iterator(proc + "/fd", gone)) {
+    ++usage.descriptors;
+  }
+  return usage;
+}
+#endif
 
 Address parse_address(const std::string& text) {
   const std::size_t colon = text.rfind(':');
@@ -145,6 +201,7 @@ bool Command::port_is_given() const {
 
 std::string Exit::text() const {
   if (!signalled) return fmt::format("exit code {}", code);
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): tests ask from one thread
   return fmt::format("killed by signal {} ({})", code, ::strsignal(code));
 }
 
@@ -171,15 +228,22 @@ ServerProcess::ServerProcess(const Command& command)
     const std::string fate = exit_ ? exit_->text() : "still running";
     const std::string report = fmt::format("{} does not listen: {}, stdout \"{}\", stderr \"{}\"",
                                            argv[0], fate, output(), errors());
-    signal(SIGKILL);
-    wait_for_exit(patience);
+    end();
     throw Failure(report);
   }
-  address_ = port == 0 ? parse_address(line.substr(kListening.size())) : resolve("127.0.0.1", port);
+  try {
+    address_ =
+        port == 0 ? parse_address(line.substr(kListening.size())) : resolve("127.0.0.1", port);
+  } catch (const std::exception&) {
+    end();
+    fail("{} says \"{}\", which is no address", argv[0], line);
+  }
 }
 
-ServerProcess::~ServerProcess() {
-  signal(SIGKILL);
+ServerProcess::~ServerProcess() { end(); }
+
+void ServerProcess::end() {
+  ::kill(-pid_, SIGKILL);  // the group, which may outlive the process we started
   wait_for_exit(patience);
 }
 
@@ -203,29 +267,18 @@ std::string ServerProcess::errors() const { return contents(stderr_); }
 
 Usage ServerProcess::usage() const {
 #ifdef __linux__
-  Usage usage;
-  clockid_t clock = 0;
-  timespec time = {};
-  if (::clock_getcpuclockid(pid_, &clock) != 0 || ::clock_gettime(clock, &time) != 0) {
-    fail("the server's CPU clock cannot be read: has it ended?");
+  Usage sum;
+  for (const pid_t member : group_of(pid_)) {
+    const Usage one = usage_of(member);
+    sum.cpu += one.cpu;
+    sum.resident += one.resident;
+    sum.address_space += one.address_space;
+    sum.page_tables += one.page_tables;
+    sum.threads += one.threads;
+    sum.descriptors += one.descriptors;
   }
-  usage.cpu = std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
-
-  const std::string proc = fmt::format("/proc/{}", pid_);
-  std::ifstream status(proc + "/status");
-  std::string key;
-  while (status >> key) {
-    std::size_t value = 0;
-    if (key == "VmRSS:" && status >> value) usage.resident = value * 1024;
-    if (key == "VmSize:" && status >> value) usage.address_space = value * 1024;
-    if (key == "VmPTE:" && status >> value) usage.page_tables = value * 1024;
-    if (key == "Threads:" && status >> value) usage.threads = value;
-    status.ignore(4096, '\n');
-  }
-  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(proc + "/fd")) {
-    ++usage.descriptors;
-  }
-  return usage;
+  if (sum.threads == 0) fail("the server has ended");
+  return sum;
 #else
   skip("no /proc here to read the server's CPU time and memory from");
 #endif

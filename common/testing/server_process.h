@@ -34,7 +34,7 @@ struct Exit {
   std::string text() const;
 };
 
-// From Linux's /proc and the process's CPU clock. Elsewhere there is none.
+// Of the process and of those it started, from Linux's /proc and their CPU clocks.
 struct Usage {
   std::chrono::nanoseconds cpu{0};  // user and system, of all threads
   std::size_t resident = 0;         // bytes
@@ -48,7 +48,7 @@ class ServerProcess {
  public:
   // Starts it and waits until it listens. Throws Failure if it does not.
   explicit ServerProcess(const Command& command);
-  // Kills it, if it still runs.
+  // Kills it and what it started, as far as they still run.
   ~ServerProcess();
   ServerProcess(const ServerProcess&) = delete;
   ServerProcess& operator=(const ServerProcess&) = delete;
@@ -74,6 +74,8 @@ class ServerProcess {
   double cpu_percent(milliseconds window) const;
 
  private:
+  void end();
+
   pid_t pid_ = -1;
   std::optional<Exit> exit_;
   Fd stdout_;

@@ -127,6 +127,7 @@ void Swarm::drive(const Traffic& traffic, const Terms& terms) {
   auto last_move = Clock::now();
   auto last_report = last_move;
   for (;;) {
+    fail_if_check_takes_too_long();
     const auto finished = static_cast<std::size_t>(std::count_if(
         members_.begin(), members_.end(), [&](const Member& m) { return done(m, traffic); }));
     while (terms.connecting && members_.size() < count_ &&
