@@ -9,10 +9,10 @@ find_package(Threads REQUIRED)
 
 find_package(fmt 9 QUIET)
 if(NOT fmt_FOUND)
-  message(STATUS "fmt is not installed: fetching 10.2.1")
+  message(STATUS "fmt is not installed: fetching 12.1.0")
   FetchContent_Declare(fmt
-    URL https://github.com/fmtlib/fmt/archive/refs/tags/10.2.1.tar.gz
-    URL_HASH SHA256=1250e4cc58bf06ee631567523f48848dc4596133e163f02615c97f78bab6c811)
+    URL https://github.com/fmtlib/fmt/archive/refs/tags/12.1.0.tar.gz
+    URL_HASH SHA256=ea7de4299689e12b6dddd392f9896f08fb0777ac7168897a244a6d6085043fea)
   FetchContent_MakeAvailable(fmt)
 endif()
 

@@ -1,4 +1,6 @@
 // How a server starts, stops, and treats time: see battery.h.
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <csignal>
 #include <memory>

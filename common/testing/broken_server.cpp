@@ -24,6 +24,10 @@
 #include "common/socket/process.h"
 #include "common/socket/socket.h"
 
+#ifndef POLLRDHUP
+#define POLLRDHUP 0  // macOS: the mistake that misreads it cannot be made there
+#endif
+
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -104,7 +108,8 @@ void Server::run() {
     if (accepting) entries.push_back({listener_.get(), POLLIN, 0});
     // 5 ms serve every timer here: a server to learn from would compute the next one.
     const bool timers = idle_ > 0ms || work_ > 0ms || grace_ends_ || !accepting;
-    if (::poll(entries.data(), entries.size(), timers ? 5 : -1) < 0) continue;  // EINTR
+    if (::poll(entries.data(), static_cast<nfds_t>(entries.size()), timers ? 5 : -1) < 0)
+      continue;  // EINTR
 
     for (std::size_t i = 0; i < owners.size(); ++i) {
       Connection& c = *owners[i];

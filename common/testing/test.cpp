@@ -1,5 +1,7 @@
 // The tester is tested: the battery passes a sound server, and catches each mistake
 // it is there for. Then foreign servers, and the parts that tests are made of.
+#include <poll.h>
+
 #include <cstdlib>
 #include <string>
 #include <utility>
@@ -50,7 +52,11 @@ TEST_CASE("caught: large reads cut short") {
   catches(battery::arbitrary_chunks, "truncates-large-reads");
 }
 TEST_CASE("caught: unread bytes dropped at half-close") {
+#ifdef POLLRDHUP
   catches(battery::half_close, "closes-on-rdhup");
+#else
+  holds([] { skip("there is no POLLRDHUP here to misread"); });
+#endif
 }
 TEST_CASE("caught: pending output dropped at half-close") {
   catches(battery::half_close_slow_reader, "drops-pending-at-eof");
