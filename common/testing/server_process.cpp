@@ -65,7 +65,8 @@ std::uint16_t free_port() {
 #endif
   std::signal(SIGPIPE, SIG_DFL);  // ignoring it would be inherited, and hide the server's mistake
   if (descriptor_limit != 0) {
-    const rlimit limit = {descriptor_limit, descriptor_limit};
+    const auto most = static_cast<rlim_t>(descriptor_limit);
+    const rlimit limit = {most, most};
     ::setrlimit(RLIMIT_NOFILE, &limit);
   }
   ::setpgid(0, 0);  // its children are in its group: counted with it, killed with it
