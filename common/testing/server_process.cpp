@@ -61,7 +61,10 @@ std::uint16_t free_port() {
 [[noreturn]] void become(const std::vector<char*>& argv, const std::vector<char*>& environment,
                          std::size_t descriptor_limit, int out, int err) {
 #ifdef __linux__
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a test that is killed leaves no server behind
+  // A test that is killed leaves no server behind. Elsewhere Ctrl-C must reach the server
+  // as it does the test, so there it stays in the test's group.
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  ::setpgid(0, 0);  // its children are in its group: counted with it, killed with it
 #endif
   std::signal(SIGPIPE, SIG_DFL);  // ignoring it would be inherited, and hide the server's mistake
   if (descriptor_limit != 0) {
@@ -69,7 +72,6 @@ std::uint16_t free_port() {
     const rlimit limit = {most, most};
     ::setrlimit(RLIMIT_NOFILE, &limit);
   }
-  ::setpgid(0, 0);  // its children are in its group: counted with it, killed with it
   ::dup2(::open("/dev/null", O_RDONLY), STDIN_FILENO);
   ::dup2(out, STDOUT_FILENO);
   ::dup2(err, STDERR_FILENO);
@@ -244,7 +246,8 @@ ServerProcess::ServerProcess(const Command& command)
 ServerProcess::~ServerProcess() { end(); }
 
 void ServerProcess::end() {
-  ::kill(-pid_, SIGKILL);  // the group, which may outlive the process we started
+  ::kill(-pid_, SIGKILL);  // the group, if it has one: it may outlive the process we started
+  signal(SIGKILL);
   wait_for_exit(patience);
 }
 
