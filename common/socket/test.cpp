@@ -280,6 +280,40 @@ TEST_CASE("the descriptor limit is raised to what is allowed") {
   CHECK(raised > 64);
 }
 
+TEST_CASE("a closed standard descriptor is not left to a socket") {
+  const Fd usual(::dup(STDIN_FILENO));
+  ::close(STDIN_FILENO);
+  keep_standard_descriptors();
+  CHECK(is_open(STDIN_FILENO));
+  const Fd listener = listen_on(resolve("127.0.0.1", 0));
+  CHECK(listener.get() > STDERR_FILENO);
+  ::dup2(usual.get(), STDIN_FILENO);
+}
+
+TEST_CASE("a line of log that stderr does not take is lost and waits for nobody") {
+  const Fd usual(::dup(STDERR_FILENO));
+  int ends[2] = {};
+  REQUIRE(::pipe(ends) == 0);
+  const Fd read_end(ends[0]);
+  const Fd write_end(ends[1]);
+  ::dup2(write_end.get(), STDERR_FILENO);
+  log_line("{} is cut", std::string(600, 'x'));
+  std::array<char, 1024> line;
+  const IoResult in = read_some(read_end, line);
+
+  set_non_blocking(write_end);  // only to fill it: log_line must not count on it
+  while (write_some(write_end, std::string(4096, '!')).status == Io::ok) {
+  }
+  ::fcntl(STDERR_FILENO, F_SETFL, 0);
+  ::alarm(5);  // kills this test if the line waits for a reader
+  log_line("nobody reads this");
+  ::alarm(0);
+  ::dup2(usual.get(), STDERR_FILENO);
+  CHECK(in.size == 501);
+  CHECK(line[499] == 'x');
+  CHECK(line[500] == '\n');
+}
+
 TEST_CASE("a message that lasts gets through once a second") {
   OncePerSecond may_say;
   CHECK(may_say());
