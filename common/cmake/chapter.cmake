@@ -35,6 +35,7 @@ set_property(GLOBAL PROPERTY TARGET_MESSAGES OFF) # no "Built target" lines
 
 enable_testing()
 include(${CMAKE_CURRENT_LIST_DIR}/dependencies.cmake)
+include(${CMAKE_CURRENT_LIST_DIR}/readiness.cmake)
 
 # add_doctest(TARGET PREFIX): each test case of the program is a test of CTest's,
 # named "PREFIX: its sentence". One that passed but had to skip something ends with
@@ -63,6 +64,7 @@ endfunction()
 # Further sources of the server (06 to 08) are arguments.
 function(chapter)
   get_filename_component(chapter ${CMAKE_CURRENT_SOURCE_DIR} NAME)
+  file(REMOVE ${CMAKE_CURRENT_BINARY_DIR}/skipped)
 
   chapter_program(server server.cpp ${ARGN})
   target_link_libraries(${chapter}-server PRIVATE socket)
@@ -76,6 +78,16 @@ function(chapter)
   endforeach()
   target_link_libraries(${chapter}-test PRIVATE doctest_main)
   add_doctest(${chapter}-test ${chapter})
+endfunction()
+
+# skip_chapter(REASON): it cannot be built here. Configuring says why, CTest shows the
+# chapter as skipped, and ./tour finds the reason in the file `skipped`.
+function(skip_chapter reason)
+  get_filename_component(chapter ${CMAKE_CURRENT_SOURCE_DIR} NAME)
+  message(STATUS "${chapter} is skipped: ${reason}")
+  file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/skipped "${reason}\n")
+  add_test(NAME "${chapter}: skipped" COMMAND sh -c "cat skipped; exit 77")
+  set_tests_properties("${chapter}: skipped" PROPERTIES LABELS ${chapter} SKIP_RETURN_CODE 77)
 endfunction()
 
 add_subdirectory(${CMAKE_CURRENT_LIST_DIR}/.. common)

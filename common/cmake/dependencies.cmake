@@ -7,6 +7,19 @@ endif()
 
 find_package(Threads REQUIRED)
 
+# When cross-compiling: a folder that holds fmt/ and doctest/, the headers alone, in
+# place of a network. /usr/include would bring another system's headers along.
+set(HEADERS "" CACHE PATH "folder with the headers of fmt and doctest, for cross-compiling")
+if(HEADERS)
+  get_filename_component(headers ${HEADERS} ABSOLUTE BASE_DIR ${CMAKE_SOURCE_DIR})
+  foreach(library fmt doctest)
+    add_library(${library}::${library} INTERFACE IMPORTED GLOBAL)
+    target_include_directories(${library}::${library} SYSTEM INTERFACE ${headers})
+  endforeach()
+  target_compile_definitions(fmt::fmt INTERFACE FMT_HEADER_ONLY)
+  return()
+endif()
+
 find_package(fmt 9 QUIET)
 if(NOT fmt_FOUND)
   message(STATUS "fmt is not installed: fetching 12.1.0")

@@ -48,6 +48,30 @@ std::vector<std::size_t> who_is_served(const std::vector<std::unique_ptr<Client>
   return served;
 }
 
+// A client sends `size` bytes and reads none. Then more bytes and its end arrive while
+// what the server has pending can go on. For some of the sizes there is something
+// pending, and not so much that the server has stopped reading.
+void expect_pending_in_order(ServerProcess& server, std::size_t size) {
+  std::string data(size + 1'000, '\0');
+  fill_pattern(battery::seed(), 0, data);
+  Client client(server.address());
+  std::size_t sent = client.send_what_fits({data.data(), size}, 50ms);
+  client.hears_within(patience);
+  std::this_thread::sleep_for(20ms);  // until nothing moves; too short, and less is tried
+  server.freeze();
+  std::string back = client.receive(4 << 10);
+  sent += client.send_what_fits({data.data() + sent, 1'000}, 50ms);
+  data.resize(sent);
+  client.finish_sending();
+  server.thaw();
+  std::this_thread::sleep_for(20ms);  // until the end has been read; likewise
+  back += client.receive_until_end();
+  if (back != data) {
+    fail("{} bytes and a half-close: {} came back{}", data.size(), back.size(),
+         back.size() == data.size() ? ", not the same" : "");
+  }
+}
+
 }  // namespace
 
 void reset(const Subject& subject) {
@@ -231,6 +255,10 @@ void short_writes(const Subject& subject) {
         late.connect();
         late.exchange(
             {.bytes = 8 << 20, .largest_chunk = 1 << 20, .finish = true, .read_late = true});
+        if (subject.clients > 1) {
+          for (std::size_t size = 16 << 10; size <= 256 << 10; size += 16 << 10)
+            expect_pending_in_order(server, size);
+        }
       });
     });
   });

@@ -4,10 +4,14 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <filesystem>
 #include <fstream>
+#include <system_error>
 #include <thread>
 
 #include "common/socket/process.h"
@@ -15,21 +19,60 @@
 #include <sched.h>
 #endif
 
-Command under_strace(const Command& command, const std::vector<std::string>& injections) {
+namespace {
+
+// The command under strace with `flags`, which writes into `path`.
+Command traced(const Command& command, const std::string& path,
+               const std::vector<std::string>& flags) {
   if (!is_installed("strace")) skip("strace is not installed");
   const Run probe = run_to_end({.argv = {"strace", "-o", "/dev/null", "true"}, .environment = {}});
   if (probe.exit.code != 0) skip("strace may not trace here: {}", probe.errors);
   // -D: strace is the child, so that the process we started is the server itself.
-  std::vector<std::string> wrapper = {"strace", "-D", "-f", "-qq", "-o", "/dev/null"};
-  std::string traced;  // one list: a second -e trace would replace the first
-  for (const std::string& injection : injections) {
-    traced += (traced.empty() ? "trace=" : ",") + injection.substr(0, injection.find(':'));
-    wrapper.insert(wrapper.end(), {"-e", "inject=" + injection});
-  }
-  wrapper.insert(wrapper.end(), {"-e", traced});
+  std::vector<std::string> wrapper = {"strace", "-D", "-f", "-qq", "-o", path};
+  wrapper.insert(wrapper.end(), flags.begin(), flags.end());
   Command wrapped = command.under(wrapper);
   wrapped.environment.emplace_back("ASAN_OPTIONS=detect_leaks=0");  // it cannot be traced twice
   return wrapped;
+}
+
+}  // namespace
+
+Command under_strace(const Command& command, const std::vector<std::string>& injections) {
+  std::vector<std::string> flags;
+  std::string calls;  // one list: a second -e trace would replace the first
+  for (const std::string& injection : injections) {
+    calls += (calls.empty() ? "trace=" : ",") + injection.substr(0, injection.find(':'));
+    flags.insert(flags.end(), {"-e", "inject=" + injection});
+  }
+  flags.insert(flags.end(), {"-e", calls});
+  return traced(command, "/dev/null", flags);
+}
+
+CallLog::CallLog(const Command& command, const std::string& calls)
+    : path_(std::filesystem::temp_directory_path() / "calls-XXXXXX") {
+  const Fd file(::mkstemp(path_.data()));
+  if (!file) throw std::system_error(errno, std::system_category(), path_);
+  command_ = traced(command, path_, {"-e", "trace=" + calls, "-e", "signal=none"});
+}
+
+CallLog::~CallLog() {
+  std::error_code gone;
+  std::filesystem::remove(path_, gone);
+}
+
+std::vector<std::string> CallLog::lines() const {
+  std::vector<std::string> lines;
+  std::ifstream file(path_);
+  // Each begins with the thread's number.
+  for (std::string line; std::getline(file, line);)
+    lines.push_back(line.substr(std::min(line.size(), line.find_first_not_of("0123456789 "))));
+  return lines;
+}
+
+std::size_t CallLog::count(const std::string& call) const {
+  const auto all = lines();
+  return static_cast<std::size_t>(std::count_if(
+      all.begin(), all.end(), [&](const auto& line) { return line.starts_with(call + "("); }));
 }
 
 Command under_fiu(const Command& command, const std::vector<std::string>& points) {

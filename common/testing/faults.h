@@ -13,6 +13,24 @@
 // those before it may be the loader's. Source: strace(1), -e inject.
 Command under_strace(const Command& command, const std::vector<std::string>& injections);
 
+// Writes down the system calls that a server makes, by strace ("epoll_ctl,close").
+class CallLog {
+ public:
+  CallLog(const Command& command, const std::string& calls);
+  ~CallLog();
+  CallLog(const CallLog&) = delete;
+  CallLog& operator=(const CallLog&) = delete;
+
+  const Command& command() const { return command_; }  // to be started
+  // The calls so far, a line each, as strace writes them: "close(7) = 0".
+  std::vector<std::string> lines() const;
+  std::size_t count(const std::string& call) const;  // of the lines, those of this call
+
+ private:
+  std::string path_;
+  Command command_;
+};
+
 // The server's command under libfiu, which makes calls fail, or move less than they
 // could, that the program makes through the C library. `points` are fiu-run commands.
 // Source: fiu-run(1).

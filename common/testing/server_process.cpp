@@ -59,7 +59,7 @@ std::uint16_t free_port() {
 
 // Between fork and exec only calls that are safe there: this is the child.
 [[noreturn]] void become(const std::vector<char*>& argv, const std::vector<char*>& environment,
-                         std::size_t descriptor_limit, int out, int err) {
+                         const Command& command, int out, int err) {
 #ifdef __linux__
   // A test that is killed leaves no server behind. Elsewhere Ctrl-C must reach the server
   // as it does the test, so there it stays in the test's group.
@@ -67,8 +67,8 @@ std::uint16_t free_port() {
   ::setpgid(0, 0);  // its children are in its group: counted with it, killed with it
 #endif
   std::signal(SIGPIPE, SIG_DFL);  // ignoring it would be inherited, and hide the server's mistake
-  if (descriptor_limit != 0) {
-    const auto most = static_cast<rlim_t>(descriptor_limit);
+  if (command.descriptor_limit != 0) {
+    const auto most = static_cast<rlim_t>(command.descriptor_limit);
     const rlimit limit = {most, most};
     ::setrlimit(RLIMIT_NOFILE, &limit);
   }
@@ -77,6 +77,7 @@ std::uint16_t free_port() {
   ::dup2(err, STDERR_FILENO);
   // What our own parent left open is not the server's: its descriptors start at 3.
   for (int fd = 3; fd < 1024; ++fd) ::close(fd);
+  for (std::size_t i = 0; i < command.inherited; ++i) ::open("/dev/null", O_RDONLY);
   // NOLINTNEXTLINE(concurrency-mt-unsafe): this process has one thread
   for (char* variable : environment) ::putenv(variable);
   ::execvp(argv[0], argv.data());
@@ -106,7 +107,7 @@ pid_t start(const std::vector<std::string>& arguments, const Command& command, c
 
   const pid_t pid = ::fork();
   if (pid < 0) throw std::system_error(errno, std::system_category(), "fork");
-  if (pid == 0) become(argv, environment, command.descriptor_limit, out.get(), err.get());
+  if (pid == 0) become(argv, environment, command, out.get(), err.get());
   return pid;
 }
 
@@ -254,6 +255,28 @@ void ServerProcess::end() {
 void ServerProcess::signal(int number) {
   if (running()) ::kill(pid_, number);
 }
+
+void ServerProcess::freeze() {
+  signal(SIGSTOP);
+#ifdef __linux__
+  // It stops when it is next seen by its CPU. T: stopped; t: stopped under strace, where
+  // it also is for a moment at each call. Source: proc(5).
+  int seen = 0;
+  const bool stopped = wait_until(patience, [&] {
+    std::string stat;
+    std::getline(std::ifstream(fmt::format("/proc/{}/stat", pid_)), stat);
+    const std::size_t name_ends = stat.rfind(')');
+    const char state = name_ends == std::string::npos ? '?' : stat.at(name_ends + 2);
+    seen = state == 'T' || state == 't' ? seen + 1 : 0;
+    return seen == 20;
+  });
+  if (!stopped) fail("the server does not stop at SIGSTOP");
+#else
+  skip("no /proc here to see when it has stopped");
+#endif
+}
+
+void ServerProcess::thaw() { signal(SIGCONT); }
 
 std::optional<Exit> ServerProcess::wait_for_exit(milliseconds limit) {
   wait_until(limit, [this] {

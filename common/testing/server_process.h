@@ -21,6 +21,7 @@ struct Command {
   std::vector<std::string> argv;
   std::size_t descriptor_limit = 0;      // of the server, hard and soft; 0: as ours
   std::vector<std::string> environment;  // "NAME=value", added to ours
+  std::size_t inherited = 0;             // descriptors of no use that are open when it starts
 
   // This command with more flags, or run by another program ("strace -f …").
   Command with(const std::vector<std::string>& flags) const;
@@ -58,6 +59,10 @@ class ServerProcess {
 
   // Sends a signal to it, and to nothing else: a process that ended is not signalled.
   void signal(int number);
+
+  // Stops it where it is, until thaw; what clients do meanwhile it meets all at once.
+  void freeze();
+  void thaw();
 
   // Its exit, if it has ended; waiting at most `limit` for that.
   std::optional<Exit> wait_for_exit(milliseconds limit);

@@ -1,0 +1,298 @@
+// 04-epoll: an echo server with one thread, for ten thousand connections and more.
+//
+// It is the server of 03. But the kernel keeps the list of those it watches for us,
+// is told of changes only, and answers with those who are ready and no others. So
+// what a message costs does not depend on how many connections are silent.
+
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstddef>
+#include <exception>
+#include <new>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "common/socket/options.h"
+#include "common/socket/process.h"
+#include "common/socket/socket.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others have their turn
+constexpr std::size_t kPendingLimit = 64 * 1024;  // who does not read is not read from
+constexpr milliseconds kTick{200};                // from one look at things to the next
+constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
+
+// What a connection waits for next. Neither: it is finished, close it.
+struct Interest {
+  bool read = false;
+  bool write = false;
+  bool operator==(const Interest&) const = default;
+};
+constexpr Interest kNone{};
+constexpr Interest kRead{.read = true};
+
+struct Connection {
+  Fd socket;                   // empty: no connection has this number
+  std::string pending;         // read, and not yet written
+  bool peer_finished = false;  // it sends no more; it may well be reading
+  bool quiet = false;          // nothing has happened since the last tick
+
+  Interest interest() const {
+    return {.read = !peer_finished && pending.size() < kPendingLimit, .write = !pending.empty()};
+  }
+};
+
+bool failed(const IoResult& result) {
+  return result.status == Io::peer_gone || result.status == Io::out_of_resources;
+}
+
+// Writes what the socket takes now, and keeps the rest. Once something is pending,
+// everything goes behind it: order is all that an echo has.
+Interest echo(Connection& connection, std::string_view data) {
+  if (connection.pending.empty()) {
+    const IoResult out = write_some(connection.socket, data);
+    if (failed(out)) return kNone;
+    data.remove_prefix(out.size);
+  }
+  connection.pending += data;
+  return connection.interest();
+}
+
+// One read, however much there is: who sends without end does not stop the others.
+// The end of what the peer sends is not the end of the connection; that comes when
+// there is nothing pending either.
+Interest on_readable(Connection& connection) {
+  std::array<char, kTurn> buffer;
+  const std::size_t room = kPendingLimit - connection.pending.size();
+  const IoResult in = read_some(connection.socket, std::span(buffer).first(std::min(kTurn, room)));
+  if (failed(in)) return kNone;
+  if (in.status == Io::ok) return echo(connection, {buffer.data(), in.size});
+  if (in.status == Io::end) connection.peer_finished = true;
+  return connection.interest();
+}
+
+Interest on_writable(Connection& connection) {
+  const IoResult out = write_some(connection.socket, connection.pending);
+  if (failed(out)) return kNone;
+  connection.pending.erase(0, out.size);
+  if (connection.pending.empty()) connection.pending.shrink_to_fit();  // the idle keep no buffer
+  return connection.interest();
+}
+
+// Signals as something to wait for: a pipe that becomes readable (the self-pipe).
+// To write a byte is about all that a handler may do, see signal-safety(7). If the
+// pipe is full, it is readable already.
+int stop_pipe = -1;
+
+void on_signal(int) {
+  const int error = errno;
+  [[maybe_unused]] const auto written = ::write(stop_pipe, "!", 1);
+  errno = error;
+}
+
+class Server {
+ public:
+  explicit Server(Fd listener) : listener_(std::move(listener)) {
+    for (const Fd* fd : {&listener_, &stop_.read_end}) {
+      if (!epoll_ || !set_interest(fd->get(), kNone, kRead))
+        throw StartupError(fmt::format("no epoll: {}", error_text(errno)));
+    }
+    stop_pipe = stop_.write_end.get();
+    std::signal(SIGINT, on_signal);
+    std::signal(SIGTERM, on_signal);
+  }
+
+  void run() {
+    announce(listener_);
+    while (!stopping_ || open_ > 0) {
+      wait();
+      if (next_tick_ && Clock::now() >= *next_tick_) on_tick();
+      closed_.clear();
+    }
+    if (refused_ > 0) log_line("{} connections were refused", refused_);
+  }
+
+ private:
+  // What is to be watched from now on. False: the kernel has no room for one more, see
+  // epoll_ctl(2), ENOSPC. Who is closed is taken off the list first: it is the open file
+  // that is watched, and a duplicate of the descriptor would keep that open.
+  bool set_interest(int fd, Interest was, Interest now) {
+    const int change = was == kNone ? EPOLL_CTL_ADD : now == kNone ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
+    epoll_event event{};
+    event.events = (now.read ? EPOLLIN : 0u) | (now.write ? EPOLLOUT : 0u);
+    event.data.fd = fd;
+    if (::epoll_ctl(epoll_.get(), change, fd, &event) == 0) return true;
+    if (errno == ENOSPC || errno == ENOMEM) return false;
+    throw std::system_error(errno, std::system_category(), "epoll_ctl");
+  }
+
+  // Waits until somebody is ready, or a tick is due, and handles it. An error or a
+  // hang-up is reported whether one asked or not; the next read or write will tell.
+  void wait() {
+    std::array<epoll_event, 128> events;
+    int timeout = -1;
+    if (next_tick_) {
+      const auto ms = std::chrono::ceil<milliseconds>(*next_tick_ - Clock::now()).count();
+      timeout = static_cast<int>(std::max<decltype(ms)>(0, ms));
+    }
+    const int count = ::epoll_wait(epoll_.get(), events.data(), std::size(events), timeout);
+    if (count < 0 && errno != EINTR)
+      throw std::system_error(errno, std::system_category(), "epoll_wait");
+    for (int i = 0; i < count; ++i) {
+      const epoll_event& event = events[static_cast<std::size_t>(i)];
+      handle(event.data.fd, event.events & ~EPOLLOUT, event.events & ~EPOLLIN);
+    }
+  }
+
+  // The handlers say what they want, and here it is done.
+  void handle(int fd, bool readable, bool writable) {
+    if (fd == listener_.get()) return accept_ready();
+    if (fd == stop_.read_end.get()) return begin_stop();
+    Connection& connection = slot(fd);
+    if (!connection.socket) return;  // closed by an earlier event of this batch
+    const Interest was = connection.interest();
+    Interest now = was;
+    try {
+      if (readable && now.read) now = on_readable(connection);
+      if (writable && now.write) now = on_writable(connection);
+    } catch (const std::bad_alloc&) {
+      now = kNone;  // no memory for its bytes: it cannot go on, the others can
+    }
+    connection.quiet = false;
+    if (now == kNone) return close(connection, was);
+    if (now != was) set_interest(fd, was, now);
+  }
+
+  void accept_ready() {
+    for (;;) {
+      Accepted next = accept_from(listener_, Mode::non_blocking);
+      if (next.status == Io::would_block) return;
+      if (next.status == Io::out_of_resources) return pause_accepting(next.error);
+      try {
+        if (!admit(std::move(next.connection))) return;
+      } catch (const std::bad_alloc&) {
+        return pause_accepting(ENOMEM);
+      }
+    }
+  }
+
+  // False: it cannot be served, and is closed.
+  bool admit(Fd socket) {
+    const int fd = socket.get();
+    Connection& connection = slot(fd);
+    if (!set_interest(fd, kNone, kRead)) {
+      if (refused_++ == 0) log_line("cannot watch descriptor {}: refused, as others will be", fd);
+      return false;
+    }
+    connection.socket = std::move(socket);
+    ++open_;
+    return true;
+  }
+
+  // Without a descriptor there is nothing to accept with; yet the listener stays
+  // readable, and a loop that only tried again would spin. So it is not watched until
+  // a connection closes, or a tick: descriptors can be short in the whole system.
+  void pause_accepting(int error) {
+    if (may_say_()) log_line("cannot accept: {}; those who are in are served", error_text(error));
+    set_interest(listener_.get(), kRead, kNone);
+    accepting_ = false;
+    tick_later();
+  }
+
+  void resume_accepting() {
+    if (accepting_ || stopping_) return;
+    accepting_ = set_interest(listener_.get(), kNone, kRead);
+    if (!accepting_) tick_later();
+  }
+
+  // The descriptor is kept until the batch is done. If its number were free, accept
+  // could give it to someone new, to whom a later event of the batch does not belong.
+  void close(Connection& connection, Interest was) {
+    set_interest(connection.socket.get(), was, kNone);
+    closed_.push_back(std::move(connection.socket));
+    connection = Connection{};
+    --open_;
+    resume_accepting();
+  }
+
+  Connection& slot(int fd) {
+    const auto index = static_cast<std::size_t>(fd);
+    if (index >= connections_.size()) connections_.resize(index + 1);
+    return connections_[index];
+  }
+
+  // No one new, but for those in the backlog: they are connected, as far as they know.
+  void begin_stop() {
+    set_interest(stop_.read_end.get(), kRead, kNone);
+    if (accepting_) accept_ready();
+    if (accepting_) set_interest(listener_.get(), kRead, kNone);
+    stopping_ = true;
+    listener_.reset();
+    grace_ends_ = Clock::now() + kGrace;
+    tick_later();
+  }
+
+  // A look at what no event will tell: whether there are descriptors again, and, when
+  // stopping, who can go. A queue that is empty now may have bytes on their way to it;
+  // so nobody goes before one whole tick in which nothing happened.
+  void on_tick() {
+    next_tick_.reset();
+    if (!stopping_) return resume_accepting();
+    const bool give_up = Clock::now() >= grace_ends_;
+    for (Connection& connection : connections_) {
+      if (!connection.socket) continue;
+      const bool done = connection.quiet && connection.pending.empty();
+      connection.quiet = true;
+      if (done || give_up) close(connection, connection.interest());
+    }
+    tick_later();
+  }
+
+  void tick_later() { next_tick_ = Clock::now() + kTick; }
+
+  Fd listener_;
+  Pipe stop_ = make_pipe();
+  Fd epoll_{::epoll_create1(EPOLL_CLOEXEC)};
+  std::vector<Connection> connections_;  // by descriptor
+  std::vector<Fd> closed_;               // in this batch of events
+  std::size_t open_ = 0;
+  std::size_t refused_ = 0;
+  bool accepting_ = true;
+  bool stopping_ = false;
+  Clock::time_point grace_ends_;
+  std::optional<Clock::time_point> next_tick_;
+  OncePerSecond may_say_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Endpoint endpoint;
+  Options options("An echo server with one thread, which epoll tells who is ready.");
+  options.add(endpoint);
+  options.parse(argc, argv);
+
+  try {
+    keep_standard_descriptors();
+    ignore_sigpipe();
+    raise_descriptor_limit();
+    Server(listen_on(resolve(endpoint.host, endpoint.port), Mode::non_blocking)).run();
+  } catch (const std::exception& error) {
+    log_line("{}: {}", argv[0], error.what());
+    return 1;
+  }
+}

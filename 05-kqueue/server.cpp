@@ -1,0 +1,303 @@
+// 05-kqueue: an echo server with one thread, on macOS and the BSDs.
+//
+// It is the server of 04. But what is to be watched is one filter for each direction,
+// and the changes are handed in by the call that waits; and signals and timers are
+// filters too, so that the self-pipe and the arithmetic with clocks are gone.
+
+#include <sys/types.h>  // OpenBSD wants it first
+
+#include <sys/event.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstddef>
+#include <exception>
+#include <new>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "common/socket/options.h"
+#include "common/socket/process.h"
+#include "common/socket/socket.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+constexpr std::size_t kTurn = 16 * 1024;                 // bytes read before others have their turn
+constexpr std::size_t kPendingLimit = 64 * 1024;         // who does not read is not read from
+constexpr milliseconds kTick{200};                       // from one look at things to the next
+constexpr milliseconds kSeldom{std::chrono::hours(24)};  // where none is needed
+constexpr milliseconds kGrace{5000};                     // from SIGTERM to the end, at most
+
+// What a connection waits for next. Neither: it is finished, close it.
+struct Interest {
+  bool read = false;
+  bool write = false;
+  bool operator==(const Interest&) const = default;
+};
+constexpr Interest kNone{};
+constexpr Interest kRead{.read = true};
+
+struct Connection {
+  Fd socket;                   // empty: no connection has this number
+  std::string pending;         // read, and not yet written
+  bool peer_finished = false;  // it sends no more; it may well be reading
+  bool quiet = false;          // nothing has happened since the last tick
+
+  Interest interest() const {
+    return {.read = !peer_finished && pending.size() < kPendingLimit, .write = !pending.empty()};
+  }
+};
+
+bool failed(const IoResult& result) {
+  return result.status == Io::peer_gone || result.status == Io::out_of_resources;
+}
+
+// Writes what the socket takes now, and keeps the rest. Once something is pending,
+// everything goes behind it: order is all that an echo has.
+Interest echo(Connection& connection, std::string_view data) {
+  if (connection.pending.empty()) {
+    const IoResult out = write_some(connection.socket, data);
+    if (failed(out)) return kNone;
+    data.remove_prefix(out.size);
+  }
+  connection.pending += data;
+  return connection.interest();
+}
+
+// One read, however much there is: who sends without end does not stop the others.
+// The end of what the peer sends is not the end of the connection; that comes when
+// there is nothing pending either.
+Interest on_readable(Connection& connection) {
+  std::array<char, kTurn> buffer;
+  const std::size_t room = kPendingLimit - connection.pending.size();
+  const IoResult in = read_some(connection.socket, std::span(buffer).first(std::min(kTurn, room)));
+  if (failed(in)) return kNone;
+  if (in.status == Io::ok) return echo(connection, {buffer.data(), in.size});
+  if (in.status == Io::end) connection.peer_finished = true;
+  return connection.interest();
+}
+
+Interest on_writable(Connection& connection) {
+  const IoResult out = write_some(connection.socket, connection.pending);
+  if (failed(out)) return kNone;
+  connection.pending.erase(0, out.size);
+  if (connection.pending.empty()) connection.pending.shrink_to_fit();  // the idle keep no buffer
+  return connection.interest();
+}
+
+class Server {
+ public:
+  explicit Server(Fd listener) : listener_(std::move(listener)) {
+    set_interest(listener_.get(), kNone, kRead);
+    for (const int number : {SIGINT, SIGTERM}) {
+      std::signal(number, SIG_IGN);  // the filter is told all the same
+      change(number, EVFILT_SIGNAL, EV_ADD);
+    }
+    change(0, EVFILT_TIMER, EV_ADD, static_cast<int>(kSeldom.count()));
+    const int count = static_cast<int>(changes_.size());
+    if (::kevent(kqueue_.get(), changes_.data(), count, nullptr, 0, nullptr) < 0)
+      throw StartupError(fmt::format("no kqueue: {}", error_text(errno)));
+    changes_.clear();
+  }
+
+  void run() {
+    announce(listener_);
+    while (!stopping_ || open_ > 0) wait();
+  }
+
+ private:
+  // What is to be watched from now on: there is a filter for what is wanted, and none
+  // for what is not. It takes effect with the next wait, before anything is reported.
+  void set_interest(int fd, Interest was, Interest now) {
+    if (was.read != now.read) change(fd, EVFILT_READ, now.read ? EV_ADD : EV_DELETE);
+    if (was.write != now.write) change(fd, EVFILT_WRITE, now.write ? EV_ADD : EV_DELETE);
+  }
+
+  void change(int what, short filter, unsigned short flags, int data = 0) {
+    struct kevent event {};
+    EV_SET(&event, what, filter, flags, 0, data, nullptr);
+    changes_.push_back(event);
+  }
+
+  // Hands in the changes, waits until somebody is ready, and handles it. EV_EOF needs
+  // no look: there may be bytes before the end, and the read after the last one tells.
+  void wait() {
+    std::array<struct kevent, 128> events;
+    const timespec at_once{};
+    const int count =
+        ::kevent(kqueue_.get(), changes_.data(), static_cast<int>(changes_.size()), events.data(),
+                 static_cast<int>(events.size()), closed_.empty() ? nullptr : &at_once);
+    if (count < 0 && errno != EINTR)
+      throw std::system_error(errno, std::system_category(), "kevent");
+    changes_.clear();
+    closed_.clear();
+    for (int i = 0; i < count; ++i) {
+      const struct kevent& event = events[static_cast<std::size_t>(i)];
+      if (event.flags & EV_ERROR) {
+        on_refused(event);
+      } else if (event.filter == EVFILT_SIGNAL) {
+        begin_stop();
+      } else if (event.filter == EVFILT_TIMER) {
+        on_tick();
+      } else {
+        handle(static_cast<int>(event.ident), event.filter == EVFILT_READ,
+               event.filter == EVFILT_WRITE);
+      }
+    }
+  }
+
+  // A change that cannot be made comes back as an event, with the errno in its data.
+  // Without its filter a connection would wait for ever: it is closed.
+  void on_refused(const struct kevent& event) {
+    const int fd = static_cast<int>(event.ident);
+    Connection& connection = slot(fd);
+    if (fd == listener_.get()) return pause_accepting(static_cast<int>(event.data));
+    if (!connection.socket) return;
+    if (may_say_()) log_line("cannot watch descriptor {}", fd);
+    close(connection, connection.interest());
+  }
+
+  // The handlers say what they want, and here it is done.
+  void handle(int fd, bool readable, bool writable) {
+    if (fd == listener_.get()) return accept_ready();
+    Connection& connection = slot(fd);
+    if (!connection.socket) return;  // closed by an earlier event of this batch
+    const Interest was = connection.interest();
+    Interest now = was;
+    try {
+      if (readable && now.read) now = on_readable(connection);
+      if (writable && now.write) now = on_writable(connection);
+    } catch (const std::bad_alloc&) {
+      now = kNone;  // no memory for its bytes: it cannot go on, the others can
+    }
+    connection.quiet = false;
+    if (now == kNone) return close(connection, was);
+    if (now != was) set_interest(fd, was, now);
+  }
+
+  void accept_ready() {
+    for (;;) {
+      Accepted next = accept_from(listener_, Mode::non_blocking);
+      if (next.status == Io::would_block) return;
+      if (next.status == Io::out_of_resources) return pause_accepting(next.error);
+      try {
+        admit(std::move(next.connection));
+      } catch (const std::bad_alloc&) {
+        return pause_accepting(ENOMEM);
+      }
+    }
+  }
+
+  void admit(Fd socket) {
+    Connection& connection = slot(socket.get());
+    set_interest(socket.get(), kNone, kRead);
+    connection.socket = std::move(socket);
+    ++open_;
+  }
+
+  // Without a descriptor there is nothing to accept with; yet the listener stays
+  // readable, and a loop that only tried again would spin. So it is not watched until
+  // a connection closes, or a tick: descriptors can be short in the whole system.
+  void pause_accepting(int error) {
+    if (may_say_()) log_line("cannot accept: {}; those who are in are served", error_text(error));
+    if (accepting_) set_interest(listener_.get(), kRead, kNone);
+    accepting_ = false;
+    tick_every(kTick);
+  }
+
+  void resume_accepting() {
+    if (accepting_ || stopping_) return;
+    set_interest(listener_.get(), kNone, kRead);
+    accepting_ = true;
+  }
+
+  // The descriptor is kept until the next wait has taken its filters away. If its
+  // number were free, accept could give it to someone new, to whom neither a later
+  // event of the batch nor these changes belong.
+  void close(Connection& connection, Interest was) {
+    set_interest(connection.socket.get(), was, kNone);
+    closed_.push_back(std::move(connection.socket));
+    connection = Connection{};
+    --open_;
+    resume_accepting();
+  }
+
+  Connection& slot(int fd) {
+    const auto index = static_cast<std::size_t>(fd);
+    if (index >= connections_.size()) connections_.resize(index + 1);
+    return connections_[index];
+  }
+
+  // No one new, but for those in the backlog: they are connected, as far as they know.
+  void begin_stop() {
+    if (stopping_) return;
+    if (accepting_) accept_ready();
+    if (accepting_) set_interest(listener_.get(), kRead, kNone);
+    stopping_ = true;
+    closed_.push_back(std::move(listener_));
+    grace_ends_ = Clock::now() + kGrace;
+    tick_every(kTick);
+  }
+
+  // A look at what no event will tell: whether there are descriptors again, and, when
+  // stopping, who can go. A queue that is empty now may have bytes on their way to it;
+  // so nobody goes before one whole tick in which nothing happened.
+  void on_tick() {
+    tick_every(kSeldom);
+    if (!stopping_) return resume_accepting();
+    const bool give_up = Clock::now() >= grace_ends_;
+    for (Connection& connection : connections_) {
+      if (!connection.socket) continue;
+      const bool done = connection.quiet && connection.pending.empty();
+      connection.quiet = true;
+      if (done || give_up) close(connection, connection.interest());
+    }
+    tick_every(kTick);
+  }
+
+  // There always is a timer: for libkqueue it is a descriptor, which may be lacking later.
+  void tick_every(milliseconds period) {
+    change(0, EVFILT_TIMER, EV_DELETE);
+    change(0, EVFILT_TIMER, EV_ADD, static_cast<int>(period.count()));
+  }
+
+  Fd listener_;
+  Fd kqueue_{::kqueue()};
+  std::vector<struct kevent> changes_;   // for the next wait
+  std::vector<Connection> connections_;  // by descriptor
+  std::vector<Fd> closed_;               // in this batch of events
+  std::size_t open_ = 0;
+  bool accepting_ = true;
+  bool stopping_ = false;
+  Clock::time_point grace_ends_;
+  OncePerSecond may_say_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Endpoint endpoint;
+  Options options("An echo server with one thread, which kqueue tells who is ready.");
+  options.add(endpoint);
+  options.parse(argc, argv);
+
+  try {
+    keep_standard_descriptors();
+    ignore_sigpipe();
+    raise_descriptor_limit();
+    Server(listen_on(resolve(endpoint.host, endpoint.port), Mode::non_blocking)).run();
+  } catch (const std::exception& error) {
+    log_line("{}: {}", argv[0], error.what());
+    return 1;
+  }
+}

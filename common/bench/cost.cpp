@@ -1,0 +1,82 @@
+// What a 64-byte message costs two servers, measured in turns in one run.
+//
+//   build/common/cost build/04-epoll/server build/common/floor-server
+//   build/common/cost --idle 10000 build/04-epoll/server
+//
+// With two programs: each at 100, 1,000 and 10,000 clients. With --idle: one program,
+// 100 busy clients, alone and beside so many idle ones. The machine's speed drifts, so
+// what counts is the ratio, the median over the pairs.
+#include <fmt/core.h>
+
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "common/socket/options.h"
+#include "common/testing/battery.h"
+#include "common/testing/cost.h"
+
+namespace {
+
+constexpr const char* kHeader = "{:>8}{:>14}{:>14}{:>10}\n";
+constexpr const char* kRow = "{:>8}{:>14.2f}{:>14.2f}{:>10.3f}\n";
+
+double cost_of(const std::string& program, std::size_t clients) {
+  ServerProcess server({.argv = {program}, .environment = {}});
+  Swarm swarm(server.address(), clients, battery::seed());
+  swarm.connect();
+  return cpu_per_message(server, swarm, static_cast<int>(100'000 / clients));
+}
+
+void compare(const std::string& program, const std::string& other, std::size_t clients,
+             std::size_t pairs) {
+  std::vector<double> first;
+  std::vector<double> second;
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < pairs; ++i) {
+    first.push_back(cost_of(program, clients));
+    second.push_back(cost_of(other, clients));
+    ratios.push_back(first.back() / second.back());
+  }
+  fmt::print(fmt::runtime(kRow), clients, median(first), median(second), median(ratios));
+  (void)std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::size_t pairs = 9;
+  std::size_t idle = 10'000;
+  std::size_t clients = 0;
+  Options options(
+      "Compares what a message costs: SERVER and OTHER, or SERVER beside idle clients.");
+  options.add("pairs", pairs, "measurements of each, taken in turns");
+  options.add("clients", clients, "clients of two servers; without it 100, 1,000 and 10,000");
+  options.add("idle", idle, "idle clients beside 100 busy ones, when only one SERVER is given");
+  const std::vector<std::string> programs = options.parse_command(argc, argv);
+  if (programs.empty() || programs.size() > 2) {
+    fmt::print(stderr,
+               "usage: {} [--pairs N] [--clients N] SERVER OTHER | [--pairs N] [--idle N] SERVER\n",
+               argv[0]);
+    return 2;
+  }
+  try {
+    fmt::print("microseconds of CPU per 64-byte message, medians of {}; ratio: of the pairs\n",
+               pairs);
+    if (programs.size() == 2) {
+      fmt::print(fmt::runtime(kHeader), "clients", "first", "second", "ratio");
+      std::vector<std::size_t> sizes = {100, 1000, 10'000};
+      if (clients > 0) sizes = {clients};
+      for (const std::size_t size : sizes) compare(programs[0], programs[1], size, pairs);
+    } else {
+      fmt::print(fmt::runtime(kHeader), "idle", "none idle", "beside idle", "ratio");
+      const Costs costs = cost_beside_idle({.argv = {programs[0]}, .environment = {}}, 100, idle,
+                                           20'000, static_cast<int>(pairs));
+      fmt::print(fmt::runtime(kRow), idle, costs.alone, costs.beside_idle, costs.ratio);
+    }
+  } catch (const std::exception& problem) {
+    fmt::print(stderr, "{}\n", problem.what());
+    return 1;
+  }
+}

@@ -1,0 +1,43 @@
+#include "common/testing/cost.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "common/testing/battery.h"
+
+double cpu_per_message(const ServerProcess& server, Swarm& swarm, int rounds) {
+  const auto before = server.usage().cpu;
+  for (int i = 0; i < rounds; ++i)
+    swarm.exchange({.bytes = 64, .smallest_chunk = 64, .largest_chunk = 64});
+  const std::chrono::duration<double, std::micro> spent = server.usage().cpu - before;
+  return spent.count() / (double(swarm.size()) * rounds);
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idle,
+                       std::size_t messages, int pairs) {
+  Swarm::need_descriptors(2 * busy + idle);
+  ServerProcess quiet(command);
+  ServerProcess crowded(command);
+  Swarm crowd(crowded.address(), idle, battery::seed());
+  crowd.connect();
+  Swarm alone(quiet.address(), busy, battery::seed());
+  Swarm beside(crowded.address(), busy, battery::seed());
+  alone.connect();
+  beside.connect();
+  const int rounds = static_cast<int>(messages / busy);
+  std::vector<double> first;
+  std::vector<double> second;
+  std::vector<double> ratios;
+  for (int i = 0; i < pairs; ++i) {
+    first.push_back(cpu_per_message(quiet, alone, rounds));
+    second.push_back(cpu_per_message(crowded, beside, rounds));
+    ratios.push_back(second.back() / first.back());
+  }
+  return {median(first), median(second), median(ratios)};
+}

@@ -1,0 +1,28 @@
+// What a message costs a server, seen from outside.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "common/testing/server_process.h"
+#include "common/testing/swarm.h"
+
+// Microseconds of CPU, user and system, that the server spends on one message of 64
+// bytes, while each client of the swarm sends `rounds` of them, all clients at once
+// and each waiting for its echo (a closed loop). Throws Skipped without /proc.
+double cpu_per_message(const ServerProcess& server, Swarm& swarm, int rounds);
+
+// The middle one, or the mean of the middle two. At least one value.
+double median(std::vector<double> values);
+
+// What a message of `busy` clients costs, in microseconds, and what it costs beside
+// `idle` more who say nothing: medians of `pairs`
+// of so many messages at least, measured in turns, on two servers of
+// the same kind that run side by side. A machine that slows down slows down both.
+struct Costs {
+  double alone;
+  double beside_idle;
+  double ratio;  // the median of the pairs' ratios
+};
+Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idle,
+                       std::size_t messages, int pairs);

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Sees every chapter's tests fail: builds its server with one mistake at a time.
+
+usage: common/testing/mutants.py [--sample N] [CHAPTER ...]
+
+Each chapter's mistakes are in its mutants.txt:
+
+    what is wrong
+    - lines of server.cpp, which occur there exactly once
+    + what stands there instead (may be missing)
+    ! a test case that must fail, by its name
+
+A mistake that no test notices is a failure of this program, as is one that does not
+compile, or whose test fails without it too. --sample: N of each chapter, chosen by the
+commit. All is done in a copy under build/mutants; the sources are never touched.
+"""
+import argparse
+import pathlib
+import random
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+COPY = ROOT / "build/mutants/source"
+BUILD = ROOT / "build/mutants/build"
+
+
+def parse(path):
+    """The mistakes in a mutants.txt: dicts of title, old, new, test and line number."""
+    mutants = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        mark, rest = line[:2].strip(), line[2:]
+        if mark not in ("-", "+", "!"):
+            mutants.append({"title": line, "old": [], "new": [], "test": "", "at": f"{path}:{number}"})
+        elif mark == "!":
+            mutants[-1]["test"] = rest.strip()
+        else:
+            mutants[-1]["old" if mark == "-" else "new"].append(rest)
+    return mutants
+
+
+def run(*command, **options):
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def build(chapter):
+    made = run("cmake", "--build", BUILD, "--target", f"{chapter}-server")
+    return made.returncode == 0, made.stdout + made.stderr
+
+
+def test(chapter, name):
+    """'passed', 'failed' or 'skipped', and what the test said."""
+    tried = run(BUILD / chapter / "test", f"--test-case={name}", timeout=280)
+    said = tried.stdout + tried.stderr
+    if re.search(r"test cases: +0 ", said):
+        return "there is no such test", said
+    if tried.returncode != 0:
+        return "failed", said
+    return ("skipped" if "skipped: " in said else "passed"), said
+
+
+def verdict(chapter, mutant):
+    """Nothing if the test sees the mistake, else why that cannot be said."""
+    server = COPY / chapter / "server.cpp"
+    sound = server.read_text()
+    old, new = "\n".join(mutant["old"]), "\n".join(mutant["new"])
+    if not old or sound.count(old) != 1:
+        return f"its lines occur {sound.count(old) if old else 0} times in server.cpp"
+    try:
+        server.write_text(sound.replace(old, new))
+        made, said = build(chapter)
+        if not made:
+            return f"it does not compile:\n{said}"
+        state, said = test(chapter, mutant["test"])
+        return None if state == "failed" else f"the test did not notice: {state}"
+    finally:
+        server.write_text(sound)
+
+
+def prepare():
+    """A copy of the sources, configured and with the common parts built."""
+    shutil.rmtree(COPY, ignore_errors=True)
+    COPY.mkdir(parents=True)
+    for name in run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT, check=True).stdout.splitlines():
+        (COPY / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, COPY / name)
+    for command in (["cmake", "-S", COPY, "-B", BUILD, "-DCMAKE_BUILD_TYPE=Debug"],
+                    ["cmake", "--build", BUILD, "--", "-j2"]):
+        made = run(*command)
+        if made.returncode != 0:
+            sys.exit(made.stdout + made.stderr)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Sees every chapter's tests fail.")
+    parser.add_argument("--sample", type=int, metavar="N", help="N mistakes of each chapter")
+    parser.add_argument("chapters", nargs="*", metavar="CHAPTER", help="as 04-epoll; all without")
+    arguments = parser.parse_args()
+    chapters = arguments.chapters or sorted(p.parent.name for p in ROOT.glob("0?-*/mutants.txt"))
+    for chapter in chapters:
+        if not (ROOT / chapter / "mutants.txt").is_file():
+            parser.error(f"there is no {chapter}/mutants.txt")
+    prepare()
+    chance = random.Random(run("git", "rev-parse", "HEAD", cwd=ROOT).stdout)
+    seen = missed = 0
+    for chapter in chapters:
+        if (BUILD / chapter / "skipped").exists():
+            print(f"{chapter}: skipped: {(BUILD / chapter / 'skipped').read_text().strip()}")
+            continue
+        mutants = parse(ROOT / chapter / "mutants.txt")
+        if arguments.sample and arguments.sample < len(mutants):
+            mutants = chance.sample(mutants, arguments.sample)
+        for name in dict.fromkeys(mutant["test"] for mutant in mutants):
+            state, said = test(chapter, name)
+            if state != "passed":
+                sys.exit(f"{chapter}: without a mistake, \"{name}\": {state}\n{said}")
+        for mutant in mutants:
+            problem = verdict(chapter, mutant)
+            seen, missed = seen + (problem is None), missed + (problem is not None)
+            result = f"seen by \"{mutant['test']}\"" if problem is None else f"NOT SEEN ({mutant['at']}): {problem}"
+            print(f"{chapter}: {mutant['title']}: {result}", flush=True)
+    print(f"{seen} mistakes seen, {missed} not")
+    sys.exit(1 if missed or not seen else 0)
+
+
+if __name__ == "__main__":
+    main()
