@@ -32,11 +32,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr std::size_t kTurn = 16 * 1024;                 // bytes read before others have their turn
-constexpr std::size_t kPendingLimit = 64 * 1024;         // who does not read is not read from
-constexpr milliseconds kTick{200};                       // from one look at things to the next
-constexpr milliseconds kSeldom{std::chrono::hours(24)};  // where none is needed
-constexpr milliseconds kGrace{5000};                     // from SIGTERM to the end, at most
+constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others have their turn
+constexpr std::size_t kPendingLimit = 64 * 1024;  // who does not read is not read from
+constexpr milliseconds kTick{200};                // from one look at things to the next
+constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
+constexpr milliseconds kSeldom = std::chrono::hours(24);
 
 // What a connection waits for next. Neither: it is finished, close it.
 struct Interest {
@@ -253,8 +253,10 @@ class Server {
   // stopping, who can go. A queue that is empty now may have bytes on their way to it;
   // so nobody goes before one whole tick in which nothing happened.
   void on_tick() {
-    tick_every(kSeldom);
-    if (!stopping_) return resume_accepting();
+    if (!stopping_) {
+      tick_every(kSeldom);
+      return resume_accepting();
+    }
     const bool give_up = Clock::now() >= grace_ends_;
     for (Connection& connection : connections_) {
       if (!connection.socket) continue;
@@ -262,7 +264,6 @@ class Server {
       connection.quiet = true;
       if (done || give_up) close(connection, connection.interest());
     }
-    tick_every(kTick);
   }
 
   // There always is a timer: for libkqueue it is a descriptor, which may be lacking later.
