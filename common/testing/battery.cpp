@@ -115,12 +115,12 @@ void half_close(const Subject& subject) {
       one.exchange({.bytes = size, .largest_chunk = 1 << 20, .finish = true});
     }
     // Bytes and FIN in one go: both are there when the server looks.
-    server.signal(SIGSTOP);
+    server.freeze();
     Client client(server.address());
     const std::string data(50'000, 'x');
     client.send(data);
     client.finish_sending();
-    server.signal(SIGCONT);
+    server.thaw();
     if (client.receive_until_end() != data)
       fail("not all of 50,000 bytes came back before the end");
   });

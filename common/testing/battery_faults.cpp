@@ -109,10 +109,10 @@ void close_without_reading(const Subject& subject) {
     for (int i = 0; i < 5; ++i) {
       Client client(server.address());
       for (int warm_up = 0; warm_up < 4; ++warm_up) client.echo(data);  // the receive window grows
-      server.signal(SIGSTOP);
+      server.freeze();
       client.send_what_fits(data.substr(0, 300'000), 20ms);
       client.close();
-      server.signal(SIGCONT);
+      server.thaw();
     }
     Client(server.address()).echo("and now?");
   });

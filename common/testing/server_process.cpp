@@ -272,7 +272,7 @@ void ServerProcess::freeze() {
   });
   if (!stopped) fail("the server does not stop at SIGSTOP");
 #else
-  skip("no /proc here to see when it has stopped");
+  std::this_thread::sleep_for(20ms);  // no /proc to see it; if it is too short, less is tried
 #endif
 }
 
