@@ -5,6 +5,7 @@
 // bytes have come) is now kept in a struct; and a handler never waits for more: it
 // does what can be done now, and returns what it is still interested in.
 
+#include <sys/ioctl.h>
 #include <sys/select.h>
 
 #include <algorithm>
@@ -76,8 +77,7 @@ Interest echo(Connection& connection, std::string_view data) {
 
 // One read, however much there is: who sends without end does not stop the others.
 // The end of what the peer sends is not the end of the connection; that comes when
-// there is nothing pending either. "Ready" may be wrong (Io::would_block), see
-// select(2), BUGS.
+// there is nothing pending either.
 Interest on_readable(Connection& connection) {
   std::array<char, kTurn> buffer;
   const std::size_t room = kPendingLimit - connection.pending.size();
@@ -153,7 +153,7 @@ class Server {
     }
     const int count =
         ::select(highest_ + 1, &readable, &writable, nullptr, next_tick_ ? &left : nullptr);
-    if (count < 0 && errno != EINTR) {  // ENOMEM: it needs memory for its tables
+    if (count < 0 && errno != EINTR) {  // ENOMEM, say: it needs memory for its tables
       if (may_say_()) log_line("cannot select: {}; trying again", error_text(errno));
       std::this_thread::sleep_for(milliseconds(10));
     }
@@ -254,10 +254,12 @@ class Server {
   void on_tick() {
     next_tick_.reset();
     if (!stopping_) return resume_accepting();
-    const bool give_up = Clock::now() >= grace_ends_;
+    const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
     for (Connection& connection : connections_) {
       if (!connection.socket) continue;
-      const bool done = connection.quiet && connection.pending.empty();
+      int unread = 0;  // what came while this thread was not running
+      ::ioctl(connection.socket.get(), FIONREAD, &unread);
+      const bool done = connection.quiet && connection.pending.empty() && unread == 0;
       connection.quiet = true;
       if (done || give_up) close(connection, connection.interest());
     }
@@ -270,7 +272,7 @@ class Server {
   Pipe stop_ = make_pipe();
   fd_set reading_{};  // those whom select is to watch
   fd_set writing_{};
-  int highest_ = -1;                     // descriptor in either
+  int highest_ = -1;                     // descriptor that ever was in either
   std::vector<Connection> connections_;  // by descriptor
   std::size_t open_ = 0;
   std::size_t refused_ = 0;

@@ -85,12 +85,34 @@ TEST_CASE("at SIGTERM a conversation goes on until it pauses") {
   });
 }
 
+TEST_CASE("at SIGTERM what came while the server did not run is echoed") {
+  holds([] {
+    ServerProcess server(kServer.command);
+    std::vector<std::unique_ptr<Client>> clients;
+    for (int i = 0; i < 200; ++i) {
+      clients.push_back(std::make_unique<Client>(server.address()));
+      clients.back()->echo("hello");
+    }
+    server.signal(SIGTERM);
+    server.freeze();
+    std::this_thread::sleep_for(250ms);  // a tick is due; at it, all will be quiet
+    server.thaw();
+    std::this_thread::sleep_for(20ms);
+    server.freeze();
+    for (auto& client : clients) client->send("wait");
+    std::this_thread::sleep_for(250ms);  // so is the next
+    server.thaw();
+    for (auto& client : clients) CHECK(client->receive(4) == "wait");
+  });
+}
+
 TEST_CASE("without a free descriptor it can still be stopped") {
   holds([] {
     Command command = kServer.command;
     command.descriptor_limit = 40;
     ServerProcess server(command);
     std::vector<std::unique_ptr<Client>> clients;
+    clients.reserve(60);
     for (int i = 0; i < 60; ++i) clients.push_back(std::make_unique<Client>(server.address()));
     CHECK(wait_until(patience, [&] { return server.errors().starts_with("cannot accept"); }));
     server.signal(SIGTERM);

@@ -5,6 +5,7 @@
 // what a message costs does not depend on how many connections are silent.
 
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <array>
@@ -154,7 +155,8 @@ class Server {
       throw std::system_error(errno, std::system_category(), "epoll_wait");
     for (int i = 0; i < count; ++i) {
       const epoll_event& event = events[static_cast<std::size_t>(i)];
-      handle(event.data.fd, event.events & ~EPOLLOUT, event.events & ~EPOLLIN);
+      const bool error = event.events & (EPOLLERR | EPOLLHUP);
+      handle(event.data.fd, error || event.events & EPOLLIN, error || event.events & EPOLLOUT);
     }
   }
 
@@ -231,7 +233,10 @@ class Server {
 
   Connection& slot(int fd) {
     const auto index = static_cast<std::size_t>(fd);
-    if (index >= connections_.size()) connections_.resize(index + 1);
+    if (index >= connections_.size()) {
+      closed_.reserve(2 * index);  // to close them all takes no more memory
+      connections_.resize(2 * index);
+    }
     return connections_[index];
   }
 
@@ -252,10 +257,12 @@ class Server {
   void on_tick() {
     next_tick_.reset();
     if (!stopping_) return resume_accepting();
-    const bool give_up = Clock::now() >= grace_ends_;
+    const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
     for (Connection& connection : connections_) {
       if (!connection.socket) continue;
-      const bool done = connection.quiet && connection.pending.empty();
+      int unread = 0;  // what came while this thread was not running
+      ::ioctl(connection.socket.get(), FIONREAD, &unread);
+      const bool done = connection.quiet && connection.pending.empty() && unread == 0;
       connection.quiet = true;
       if (done || give_up) close(connection, connection.interest());
     }

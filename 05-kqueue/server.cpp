@@ -2,11 +2,12 @@
 //
 // It is the server of 04. But what is to be watched is one filter for each direction,
 // and the changes are handed in by the call that waits; and signals and timers are
-// filters too, so that the self-pipe and the arithmetic with clocks are gone.
+// filters too, so that the self-pipe and the computed timeouts are gone.
 
 #include <sys/types.h>  // OpenBSD wants it first
 
 #include <sys/event.h>
+#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <array>
@@ -36,7 +37,7 @@ constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others ha
 constexpr std::size_t kPendingLimit = 64 * 1024;  // who does not read is not read from
 constexpr milliseconds kTick{200};                // from one look at things to the next
 constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
-constexpr milliseconds kSeldom = std::chrono::hours(24);
+constexpr std::size_t kBatch = 128;               // events from one wait
 
 // What a connection waits for next. Neither: it is finished, close it.
 struct Interest {
@@ -95,15 +96,22 @@ Interest on_writable(Connection& connection) {
   return connection.interest();
 }
 
+// A signal's filter is told of it, and so is its handler: without one the default
+// action would end the program. What came before the filter was there, the handler notes.
+volatile std::sig_atomic_t stop_asked = 0;
+
+void on_signal(int) { stop_asked = 1; }
+
 class Server {
  public:
   explicit Server(Fd listener) : listener_(std::move(listener)) {
+    if (!kqueue_) throw StartupError(fmt::format("no kqueue: {}", error_text(errno)));
     set_interest(listener_.get(), kNone, kRead);
     for (const int number : {SIGINT, SIGTERM}) {
-      std::signal(number, SIG_IGN);  // the filter is told all the same
+      std::signal(number, on_signal);
       change(number, EVFILT_SIGNAL, EV_ADD);
     }
-    change(0, EVFILT_TIMER, EV_ADD, static_cast<int>(kSeldom.count()));
+    change(0, EVFILT_TIMER, EV_ADD, static_cast<int>(kTick.count()));
     const int count = static_cast<int>(changes_.size());
     if (::kevent(kqueue_.get(), changes_.data(), count, nullptr, 0, nullptr) < 0)
       throw StartupError(fmt::format("no kqueue: {}", error_text(errno)));
@@ -112,6 +120,7 @@ class Server {
 
   void run() {
     announce(listener_);
+    if (stop_asked) begin_stop();
     while (!stopping_ || open_ > 0) wait();
   }
 
@@ -132,14 +141,14 @@ class Server {
   // Hands in the changes, waits until somebody is ready, and handles it. EV_EOF needs
   // no look: there may be bytes before the end, and the read after the last one tells.
   void wait() {
-    std::array<struct kevent, 128> events;
+    std::array<struct kevent, kBatch> events;
     const timespec at_once{};
     const int count =
         ::kevent(kqueue_.get(), changes_.data(), static_cast<int>(changes_.size()), events.data(),
                  static_cast<int>(events.size()), closed_.empty() ? nullptr : &at_once);
     if (count < 0 && errno != EINTR)
       throw std::system_error(errno, std::system_category(), "kevent");
-    changes_.clear();
+    changes_.clear();  // they are made, even if a signal has ended the wait
     closed_.clear();
     for (int i = 0; i < count; ++i) {
       const struct kevent& event = events[static_cast<std::size_t>(i)];
@@ -186,7 +195,7 @@ class Server {
   }
 
   void accept_ready() {
-    for (;;) {
+    while (changes_.size() < kBatch / 2) {  // each may come back as an event
       Accepted next = accept_from(listener_, Mode::non_blocking);
       if (next.status == Io::would_block) return;
       if (next.status == Io::out_of_resources) return pause_accepting(next.error);
@@ -212,7 +221,6 @@ class Server {
     if (may_say_()) log_line("cannot accept: {}; those who are in are served", error_text(error));
     if (accepting_) set_interest(listener_.get(), kRead, kNone);
     accepting_ = false;
-    tick_every(kTick);
   }
 
   void resume_accepting() {
@@ -234,7 +242,11 @@ class Server {
 
   Connection& slot(int fd) {
     const auto index = static_cast<std::size_t>(fd);
-    if (index >= connections_.size()) connections_.resize(index + 1);
+    if (index >= connections_.size()) {
+      closed_.reserve(2 * index);        // to close them all takes no more memory,
+      changes_.reserve(12 * index + 8);  // nor to change each as often as a batch can
+      connections_.resize(2 * index);
+    }
     return connections_[index];
   }
 
@@ -246,30 +258,23 @@ class Server {
     stopping_ = true;
     closed_.push_back(std::move(listener_));
     grace_ends_ = Clock::now() + kGrace;
-    tick_every(kTick);
   }
 
   // A look at what no event will tell: whether there are descriptors again, and, when
   // stopping, who can go. A queue that is empty now may have bytes on their way to it;
-  // so nobody goes before one whole tick in which nothing happened.
+  // so nobody goes before one whole tick in which nothing happened. The timer always
+  // runs: one that is made when it is needed can fail, for want of what is short then.
   void on_tick() {
-    if (!stopping_) {
-      tick_every(kSeldom);
-      return resume_accepting();
-    }
-    const bool give_up = Clock::now() >= grace_ends_;
+    if (!stopping_) return resume_accepting();
+    const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
     for (Connection& connection : connections_) {
       if (!connection.socket) continue;
-      const bool done = connection.quiet && connection.pending.empty();
+      int unread = 0;  // what came while this thread was not running
+      ::ioctl(connection.socket.get(), FIONREAD, &unread);
+      const bool done = connection.quiet && connection.pending.empty() && unread == 0;
       connection.quiet = true;
       if (done || give_up) close(connection, connection.interest());
     }
-  }
-
-  // There always is a timer: for libkqueue it is a descriptor, which may be lacking later.
-  void tick_every(milliseconds period) {
-    change(0, EVFILT_TIMER, EV_DELETE);
-    change(0, EVFILT_TIMER, EV_ADD, static_cast<int>(period.count()));
   }
 
   Fd listener_;

@@ -83,12 +83,46 @@ TEST_CASE("at SIGTERM a conversation goes on until it pauses") {
   });
 }
 
+TEST_CASE("a signal while it starts is not lost") {
+  holds([] {
+    // The handler is there, and for half a second nothing follows. The calls before are for
+    // SIGPIPE, SIGINT and one of libkqueue's.
+    const Command slow = under_strace(kServer.command, {"rt_sigaction:delay_exit=500000:when=4"});
+    Command command = slow.under({"sh", "-c", "(sleep 0.3; kill -TERM $$) & exec \"$@\"", "sh"});
+    command = command.with({"--port", "0"});
+    const Run run = run_to_end(command);
+    CHECK(run.exit.text() == "exit code 0");
+  });
+}
+
+TEST_CASE("at SIGTERM what came while the server did not run is echoed") {
+  holds([] {
+    ServerProcess server(kServer.command);
+    std::vector<std::unique_ptr<Client>> clients;
+    for (int i = 0; i < 200; ++i) {
+      clients.push_back(std::make_unique<Client>(server.address()));
+      clients.back()->echo("hello");
+    }
+    server.signal(SIGTERM);
+    server.freeze();
+    std::this_thread::sleep_for(250ms);  // a tick is due; at it, all will be quiet
+    server.thaw();
+    std::this_thread::sleep_for(20ms);
+    server.freeze();
+    for (auto& client : clients) client->send("wait");
+    std::this_thread::sleep_for(250ms);  // so is the next
+    server.thaw();
+    for (auto& client : clients) CHECK(client->receive(4) == "wait");
+  });
+}
+
 TEST_CASE("without a free descriptor it can still be stopped") {
   holds([] {
     Command command = kServer.command;
     command.descriptor_limit = 40;
     ServerProcess server(command);
     std::vector<std::unique_ptr<Client>> clients;
+    clients.reserve(60);
     for (int i = 0; i < 60; ++i) clients.push_back(std::make_unique<Client>(server.address()));
     CHECK(wait_until(patience, [&] { return server.errors().starts_with("cannot accept"); }));
     server.signal(SIGTERM);

@@ -49,15 +49,18 @@ int main(int argc, char** argv) {
   std::size_t pairs = 9;
   std::size_t idle = 10'000;
   std::size_t clients = 0;
+  std::size_t busy = 100;
   Options options(
       "Compares what a message costs: SERVER and OTHER, or SERVER beside idle clients.");
   options.add("pairs", pairs, "measurements of each, taken in turns");
   options.add("clients", clients, "clients of two servers; without it 100, 1,000 and 10,000");
-  options.add("idle", idle, "idle clients beside 100 busy ones, when only one SERVER is given");
+  options.add("idle", idle, "idle clients beside the busy ones, when only one SERVER is given");
+  options.add("busy", busy, "clients that send beside the idle ones");
   const std::vector<std::string> programs = options.parse_command(argc, argv);
   if (programs.empty() || programs.size() > 2) {
     fmt::print(stderr,
-               "usage: {} [--pairs N] [--clients N] SERVER OTHER | [--pairs N] [--idle N] SERVER\n",
+               "usage: {} [--pairs N] [--clients N] SERVER OTHER | [--pairs N] [--idle N] [--busy "
+               "N] SERVER\n",
                argv[0]);
     return 2;
   }
