@@ -32,17 +32,7 @@ void limit() {
   }
 }
 
-void cost() {
-  fmt::print(
-      "\nOne client sends and others are silent; CPU per 64-byte message, medians of 11:\n\n");
-  fmt::print("{:>10}{:>14}{:>14}{:>10}\n", "silent", "beside none", "beside them", "ratio");
-  for (const std::size_t idle : {100u, 300u, 600u, 900u}) {
-    const Costs costs = cost_beside_idle(kServer, 1, idle, 2'000, 11);
-    fmt::print("{:>10}{:>14.1f}{:>14.1f}{:>10.2f}\n", idle, costs.alone, costs.beside_idle,
-               costs.beside_idle / costs.alone);
-    (void)std::fflush(stdout);
-  }
-}
+void cost() { print_costs_beside_idle(kServer, {100u, 300u, 600u, 900u}); }
 
 }  // namespace
 

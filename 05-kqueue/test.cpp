@@ -240,6 +240,20 @@ TEST_CASE("a message costs the same beside ten thousand idle connections") {
   });
 }
 
+TEST_CASE("a connection that has finished is closed at once") {
+  holds([] {
+    ServerProcess server(kServer.command);
+    const auto start = Clock::now();
+    for (int i = 0; i < 10; ++i) {
+      Client client(server.address());
+      client.echo("hello");
+      client.finish_sending();
+      CHECK(client.receive_until_end().empty());
+    }
+    CHECK(ms_since(start) < 500);  // not each time with the next tick, which takes 100 ms or so
+  });
+}
+
 TEST_CASE("a descriptor is not used again while its batch lasts") {
   holds([] {
     CallLog log(kServer.command, "accept4,close");

@@ -1,7 +1,10 @@
 #include "common/testing/cost.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 
 #include "common/testing/battery.h"
 
@@ -40,4 +43,18 @@ Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idl
     ratios.push_back(second.back() / first.back());
   }
   return {median(first), median(second), median(ratios)};
+}
+
+void print_costs_beside_idle(const Command& command, std::initializer_list<std::size_t> idle) {
+  constexpr int kPairs = 11;
+  fmt::print(
+      "\nOne client sends and others are silent; CPU per 64-byte message, medians of {}:\n\n",
+      kPairs);
+  fmt::print("{:>10}{:>14}{:>14}{:>10}\n", "silent", "beside none", "beside them", "ratio");
+  for (const std::size_t count : idle) {
+    const Costs costs = cost_beside_idle(command, 1, count, 2'000, kPairs);
+    fmt::print("{:>10}{:>14.1f}{:>14.1f}{:>10.2f}\n", count, costs.alone, costs.beside_idle,
+               costs.beside_idle / costs.alone);
+    (void)std::fflush(stdout);
+  }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <initializer_list>
 #include <vector>
 
 #include "common/testing/server_process.h"
@@ -16,9 +17,9 @@ double cpu_per_message(const ServerProcess& server, Swarm& swarm, int rounds);
 double median(std::vector<double> values);
 
 // What a message of `busy` clients costs, in microseconds, and what it costs beside
-// `idle` more who say nothing: medians of `pairs`
-// of so many messages at least, measured in turns, on two servers of
-// the same kind that run side by side. A machine that slows down slows down both.
+// `idle` more who say nothing: medians of `pairs` of measurements, each of so many
+// messages at least, taken in turns on two servers of the same kind that run side by
+// side. A machine that slows down slows down both.
 struct Costs {
   double alone;
   double beside_idle;
@@ -26,3 +27,6 @@ struct Costs {
 };
 Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idle,
                        std::size_t messages, int pairs);
+
+// Prints a table of that for one client that sends, a row for each number of idle ones.
+void print_costs_beside_idle(const Command& command, std::initializer_list<std::size_t> idle);
