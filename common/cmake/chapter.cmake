@@ -60,13 +60,15 @@ function(chapter_program name)
     COMMAND ${CMAKE_COMMAND} -E create_symlink ${target} ${CMAKE_CURRENT_BINARY_DIR}/${name})
 endfunction()
 
-# chapter(): the server, its test and its experiment, from the chapter's own folder.
-# Further sources of the server (06 to 08) are arguments.
+# chapter([PARTS SOURCE...] [TESTS SOURCE...]): the server, its test and its experiment,
+# from the chapter's own folder. PARTS (06 to 08) is what the server is made of beside
+# its main; the test links it too, and TESTS are further sources of the test.
 function(chapter)
+  cmake_parse_arguments(ARG "" "" "PARTS;TESTS" ${ARGN})
   get_filename_component(chapter ${CMAKE_CURRENT_SOURCE_DIR} NAME)
   file(REMOVE ${CMAKE_CURRENT_BINARY_DIR}/skipped)
 
-  chapter_program(server server.cpp ${ARGN})
+  chapter_program(server server.cpp)
   target_link_libraries(${chapter}-server PRIVATE socket)
 
   foreach(name test break)
@@ -77,6 +79,14 @@ function(chapter)
     add_dependencies(${chapter}-${name} ${chapter}-server)
   endforeach()
   target_link_libraries(${chapter}-test PRIVATE doctest_main)
+
+  if(ARG_PARTS)
+    add_library(${chapter}-parts STATIC ${ARG_PARTS})
+    target_link_libraries(${chapter}-parts PUBLIC socket PRIVATE warnings)
+    target_link_libraries(${chapter}-server PRIVATE ${chapter}-parts)
+    target_link_libraries(${chapter}-test PRIVATE ${chapter}-parts)
+    target_sources(${chapter}-test PRIVATE ${ARG_TESTS})
+  endif()
   add_doctest(${chapter}-test ${chapter})
 endfunction()
 

@@ -6,7 +6,7 @@ usage: common/testing/mutants.py [--sample N] [CHAPTER ...]
 Each chapter's mistakes are in its mutants.txt:
 
     what is wrong
-    - lines of server.cpp, which occur there exactly once
+    - lines of the chapter's sources, which occur there exactly once
     + what stands there instead (may be missing)
     ! a test case that must fail, by its name
 
@@ -48,7 +48,8 @@ def run(*command, **options):
 
 
 def build(chapter):
-    made = run("cmake", "--build", BUILD, "--target", f"{chapter}-server")
+    # The test too: in the later chapters it is linked with the server's parts.
+    made = run("cmake", "--build", BUILD, "--target", f"{chapter}-server", f"{chapter}-test")
     return made.returncode == 0, made.stdout + made.stderr
 
 
@@ -65,20 +66,23 @@ def test(chapter, name):
 
 def verdict(chapter, mutant):
     """Nothing if the test sees the mistake, else why that cannot be said."""
-    server = COPY / chapter / "server.cpp"
-    sound = server.read_text()
     old, new = "\n".join(mutant["old"]), "\n".join(mutant["new"])
-    if not old or sound.count(old) != 1:
-        return f"its lines occur {sound.count(old) if old else 0} times in server.cpp"
+    sources = [p for p in sorted((COPY / chapter).glob("*.*")) if p.suffix in (".cpp", ".h")
+               and not p.stem.endswith("test") and p.stem != "break"]
+    count = sum(p.read_text().count(old) for p in sources) if old else 0
+    if count != 1:
+        return f"its lines occur {count} times in the chapter's sources"
+    source = next(p for p in sources if old in p.read_text())
+    sound = source.read_text()
     try:
-        server.write_text(sound.replace(old, new))
+        source.write_text(sound.replace(old, new))
         made, said = build(chapter)
         if not made:
             return f"it does not compile:\n{said}"
         state, said = test(chapter, mutant["test"])
         return None if state == "failed" else f"the test did not notice: {state}"
     finally:
-        server.write_text(sound)
+        source.write_text(sound)
 
 
 def prepare():
