@@ -1,0 +1,72 @@
+// Connection: one client, as a handler sees it: bytes to read, and a way to answer.
+//
+// Everything here belongs to the loop's thread, and says so if another one calls. A
+// connection lives in the loop's table until it is closed, and as an object until the
+// batch of events in which that happened is done: a handler may close any connection,
+// its own too, and go on using it; it is only of no effect any more.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "common/socket/fd.h"
+#include "poller.h"
+#include "timers.h"
+
+class EventLoop;
+
+// Bytes that have come and that no handler has taken yet. A view that it returns is
+// valid until the handler does. Each call gives at most what is there.
+class Reader {
+ public:
+  std::size_t len() const { return data_.size() - taken_; }
+  std::string_view peek(std::size_t size) const;  // leaves them
+  std::string_view next(std::size_t size);        // takes them
+  void skip(std::size_t size) { (void)next(size); }
+
+ private:
+  friend class Connection;
+  void append(std::string_view data);
+  void forget_taken();  // when no view is in use; who has nothing unread keeps no buffer
+
+  std::string data_;
+  std::size_t taken_ = 0;  // of data_, from its front
+};
+
+class Connection : public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(EventLoop& loop, Fd socket);
+
+  Reader& reader();
+
+  // Sends it, or keeps what the socket does not take until it does. No more requests
+  // are read while 64 KiB or more are kept; so what is kept grows by what one handler
+  // writes, and by no more.
+  void write(std::string_view data);
+
+  // At once: what was kept is dropped.
+  void close();
+
+ private:
+  friend class EventLoop;
+
+  std::size_t room() const;  // bytes that may still be read
+  Interest interest() const;
+  void on_readable();
+  void on_writable();
+  void on_idle_timer();
+  void request();       // has the handler look at what is there
+  bool unread() const;  // whether the kernel holds bytes for it
+
+  EventLoop& loop_;
+  Fd socket_;
+  Reader input_;
+  std::string output_;  // written, and not yet sent
+  Interest watched_;    // what the poller was told
+  bool peer_finished_ = false;
+  bool closed_ = false;
+  Clock::time_point last_active_ = Clock::now();  // when bytes last went either way
+  Timer idle_timer_;
+};

@@ -1,0 +1,54 @@
+// An event loop on a thread of its own, with a handler that the test brings.
+#pragma once
+
+#include <chrono>
+#include <future>
+#include <thread>
+#include <utility>
+
+#include "common/socket/address.h"
+#include "common/socket/process.h"
+#include "common/testing/outcome.h"
+#include "event_loop.h"
+
+class LoopUnderTest {
+ public:
+  explicit LoopUnderTest(const EventLoop::OnRequest& on_request, milliseconds idle_timeout = 0ms) {
+    ignore_sigpipe();
+    std::promise<EventLoop*> made;
+    thread_ = std::thread([&made, this, on_request, idle_timeout] {
+      Listener listener({.host = "127.0.0.1", .port = 0});
+      address_ = local_address(listener.socket());
+      EventLoop loop(on_request, idle_timeout);
+      made.set_value(&loop);
+      loop.serve(std::move(listener));
+    });
+    loop_ = made.get_future().get();
+  }
+  ~LoopUnderTest() {
+    loop_->stop();
+    thread_.join();
+  }
+  LoopUnderTest(const LoopUnderTest&) = delete;
+  LoopUnderTest& operator=(const LoopUnderTest&) = delete;
+
+  const Address& address() const { return address_; }
+  EventLoop& loop() { return *loop_; }
+  std::thread::id thread() const { return thread_.get_id(); }
+
+  // Runs `task` on the loop's thread, and waits until it has.
+  void run(const Task& task) {
+    std::promise<void> done;
+    loop_->post([&] {
+      task();
+      done.set_value();
+    });
+    if (done.get_future().wait_for(patience) != std::future_status::ready)
+      fail("what was posted has not run");
+  }
+
+ private:
+  Address address_;
+  EventLoop* loop_ = nullptr;
+  std::thread thread_;
+};

@@ -1,0 +1,347 @@
+// The loop from inside: tasks, timers, and handlers that misbehave.
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <csignal>
+#include <ctime>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/testing/client.h"
+#include "common/testing/holds.h"
+#include "loop_under_test.h"
+
+namespace {
+
+void echo(Connection& conn) { conn.write(conn.reader().next(conn.reader().len())); }
+
+// The share of one core that this process uses in `window`: the loop, while we sleep.
+double cpu_percent(milliseconds window) {
+  const std::clock_t before = std::clock();
+  std::this_thread::sleep_for(window);
+  return 100.0 * double(std::clock() - before) / CLOCKS_PER_SEC /
+         std::chrono::duration<double>(window).count();
+}
+
+std::size_t open_descriptors() {
+  if (!std::filesystem::exists("/proc/self/fd")) skip("no /proc/self/fd here");
+  return static_cast<std::size_t>(std::distance(
+      std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator()));
+}
+
+}  // namespace
+
+TEST_CASE("what another thread posts runs on the loop's thread without delay") {
+  holds([] {
+    LoopUnderTest server(echo);
+    std::thread::id ran_on;
+    const auto start = Clock::now();
+    for (int i = 0; i < 20; ++i) server.run([&] { ran_on = std::this_thread::get_id(); });
+    CHECK(ran_on == server.thread());
+    CHECK(ms_since(start) < 200);  // not each at the next tick of something
+  });
+}
+
+TEST_CASE("no task is lost and each thread's tasks run in their order") {
+  holds([] {
+    LoopUnderTest server(echo);
+    constexpr int kThreads = 4;
+    constexpr int kTasks = 20'000;
+    std::array<int, kThreads> next{};
+    bool in_order = true;
+    std::vector<std::thread> threads;
+    for (std::size_t t = 0; t < kThreads; ++t) {
+      threads.emplace_back([&, t] {
+        for (int i = 0; i < kTasks; ++i)
+          server.loop().post([&, t, i] { in_order = (next[t]++ == i) && in_order; });
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    server.run([] {});
+    CHECK(in_order);
+    CHECK(std::count(next.begin(), next.end(), kTasks) == kThreads);
+  });
+}
+
+TEST_CASE("a task may post another") {
+  holds([] {
+    LoopUnderTest server(echo);
+    std::promise<void> done;
+    server.loop().post([&] { server.loop().post([&] { done.set_value(); }); });
+    CHECK(done.get_future().wait_for(patience) == std::future_status::ready);
+  });
+}
+
+TEST_CASE("timers run in the order in which they are due and none is early") {
+  holds([] {
+    LoopUnderTest server(echo);
+    std::vector<int> ran;
+    std::promise<void> last;
+    bool early = false;
+    server.run([&] {
+      const auto start = Clock::now();
+      for (const int delay : {60, 20, 40}) {
+        server.loop().run_after(milliseconds(delay), [&, delay, start] {
+          early = early || ms_since(start) < delay;
+          ran.push_back(delay);
+          if (ran.size() == 3) last.set_value();
+        });
+      }
+    });
+    REQUIRE(last.get_future().wait_for(patience) == std::future_status::ready);
+    CHECK(ran == std::vector<int>{20, 40, 60});
+    CHECK(!early);
+  });
+}
+
+TEST_CASE("a new timer that is due sooner cuts the wait short") {
+  holds([] {
+    LoopUnderTest server(echo);
+    server.run([&] { server.loop().run_after(1h, [] {}); });
+    std::promise<void> ran;
+    server.run([&] { server.loop().run_after(10ms, [&] { ran.set_value(); }); });
+    CHECK(ran.get_future().wait_for(patience) == std::future_status::ready);
+  });
+}
+
+TEST_CASE("a wait for a timer is rounded up") {
+  Timers timers;
+  CHECK_FALSE(timers.until_next().has_value());
+  const auto due = Clock::now() + std::chrono::microseconds(50'900);
+  timers.add(due, [] {});
+  const auto wait = timers.until_next();
+  REQUIRE(wait.has_value());
+  CHECK(Clock::now() + *wait >= due);
+}
+
+TEST_CASE("a cancelled timer does not run") {
+  holds([] {
+    LoopUnderTest server(echo);
+    bool ran = false;
+    std::promise<void> end;
+    server.run([&] {
+      EventLoop& loop = server.loop();
+      const Timer first = loop.run_after(20ms, [&] { ran = true; });
+      loop.cancel(first);
+      loop.cancel(first);
+      // Of two that are due in one turn, the first cancels the second, and itself.
+      auto second = std::make_shared<std::array<Timer, 2>>();
+      (*second)[0] = loop.run_after(10ms, [&loop, second] {
+        loop.cancel((*second)[0]);
+        loop.cancel((*second)[1]);
+      });
+      (*second)[1] = loop.run_after(10ms, [&] { ran = true; });
+      loop.run_after(50ms, [&] { end.set_value(); });
+      std::this_thread::sleep_for(30ms);  // until both are due
+    });
+    REQUIRE(end.get_future().wait_for(patience) == std::future_status::ready);
+    CHECK(!ran);
+  });
+}
+
+TEST_CASE("a timer that is always due again does not keep the loop to itself") {
+  holds([] {
+    Task again;
+    std::atomic<bool> stop = false;
+    LoopUnderTest server(echo);
+    again = [&] {
+      if (!stop) server.loop().run_after(0ms, again);
+    };
+    server.run(again);
+    Client(server.address()).echo("hello");
+    stop = true;
+  });
+}
+
+TEST_CASE("what a handler leaves is there when more has come and not looked at before") {
+  holds([] {
+    std::atomic<int> calls = 0;
+    LoopUnderTest server([&](Connection& conn) {
+      ++calls;
+      if (conn.reader().peek(100).ends_with('\n')) echo(conn);
+    });
+    Client client(server.address());
+    client.send("he");
+    CHECK(wait_until(patience, [&] { return calls == 1; }));
+    CHECK(cpu_percent(200ms) < 10);
+    CHECK(calls == 1);
+    client.send("llo\n");
+    CHECK(client.receive(6) == "hello\n");
+    CHECK(calls == 2);
+  });
+}
+
+TEST_CASE("a reader gives what is there and no more") {
+  holds([] {
+    std::string seen;
+    LoopUnderTest server([&](Connection& conn) {
+      Reader& in = conn.reader();
+      const auto see = [&](std::string_view bytes) { seen.append(bytes).append("|"); };
+      see(in.peek(2));
+      see(in.next(3));
+      in.skip(1);
+      see(std::to_string(in.len()));
+      see(in.peek(100));
+      see(in.next(100));
+      see(in.next(100));
+      in.skip(1);
+      conn.write(std::to_string(in.len()));
+    });
+    Client client(server.address());
+    client.send("abcdef");
+    CHECK(client.receive(1) == "0");
+    CHECK(seen == "ab|abc|2|ef|ef||");
+  });
+}
+
+TEST_CASE("who leaves a full buffer is closed") {
+  holds([] {
+    LoopUnderTest server([](Connection&) {});
+    Client client(server.address());
+    client.send(std::string(64 * 1024 - 1, 'x'));
+    CHECK(!client.is_closed_within(100ms));
+    client.send("x");
+    CHECK(client.is_closed_within(patience));
+  });
+}
+
+TEST_CASE("a handler that throws closes its connection and no other") {
+  holds([] {
+    LoopUnderTest server([](Connection& conn) {
+      if (conn.reader().peek(1) == "e") throw std::runtime_error("as the test wants it");
+      if (conn.reader().peek(1) == "7") throw 7;
+      echo(conn);
+    });
+    Client other(server.address());
+    for (const char* request : {"exception", "7"}) {
+      Client client(server.address());
+      client.send(request);
+      CHECK(client.is_closed_within(patience));
+      other.echo("still here");
+    }
+  });
+}
+
+TEST_CASE("a connection may be closed in its own handler and is of no effect after that") {
+  holds([] {
+    LoopUnderTest server([](Connection& conn) {
+      conn.close();
+      conn.close();
+      conn.write(conn.reader().next(100));
+    });
+    Client client(server.address());
+    client.send("hello");
+    CHECK(client.receive_until_end().empty());
+  });
+}
+
+TEST_CASE("a connection may be closed in the handler of another one of the batch") {
+  holds([] {
+    std::map<char, std::weak_ptr<Connection>> known;
+    bool armed = false;
+    std::string called;
+    std::size_t before = 0;
+    std::size_t after = 0;
+    LoopUnderTest server([&](Connection& conn) {
+      const char name = conn.reader().peek(1)[0];
+      known[name] = conn.weak_from_this();
+      if (armed && name != 'c') {
+        called += name;
+        before = open_descriptors();
+        known[name == 'a' ? 'b' : 'a'].lock()->close();
+        after = open_descriptors();
+      }
+      echo(conn);
+    });
+    Client a(server.address());
+    Client b(server.address());
+    a.echo("a");
+    b.echo("b");
+    std::unique_ptr<Client> c;
+    server.run([&] {  // while the loop is here, all three become ready
+      armed = true;
+      a.send("a");
+      b.send("b");
+      c = std::make_unique<Client>(server.address());
+    });
+    c->echo("c");
+    REQUIRE(called.size() == 1);  // the other one was closed before its turn
+    Client& survivor = called == "a" ? a : b;
+    Client& victim = called == "a" ? b : a;
+    CHECK(survivor.receive(1) == called);
+    CHECK(victim.is_closed_within(patience));
+    CHECK(after == before);  // the number is kept until the batch is done
+  });
+}
+
+TEST_CASE("while 64 KiB wait to be sent no request is read") {
+  holds([] {
+    std::atomic<int> calls = 0;
+    LoopUnderTest server([&](Connection& conn) {
+      ++calls;
+      conn.reader().skip(conn.reader().len());
+      conn.write(std::string(16 << 20, 'x'));
+    });
+    Client client(server.address());
+    client.send("more");
+    CHECK(wait_until(patience, [&] { return calls == 1; }));
+    client.send("more");
+    CHECK(cpu_percent(300ms) < 10);
+    CHECK(calls == 1);
+    client.receive(16 << 20);
+    client.receive(16 << 20);
+    CHECK(calls == 2);
+  });
+}
+
+TEST_CASE("bytes that came while a handler kept the loop are not silence") {
+  holds([] {
+    LoopUnderTest server(echo, 300ms);
+    Client client(server.address());
+    client.echo("hello");
+    server.run([&] {
+      std::this_thread::sleep_for(200ms);
+      client.send("I am not idle");
+      std::this_thread::sleep_for(300ms);
+    });
+    CHECK(client.receive(13) == "I am not idle");
+  });
+}
+
+TEST_CASE("a stop before serve ends it at once") {
+  holds([] {
+    Listener listener({.host = "127.0.0.1", .port = 0});
+    EventLoop loop(echo, 0ms, 1, 1);
+    loop.stop();
+    const auto start = Clock::now();
+    loop.serve(std::move(listener));
+    CHECK(ms_since(start) < 1000);
+  });
+}
+
+TEST_CASE("what belongs to the loop's thread ends the program on any other") {
+  holds([] {
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      Fd nowhere(::dup2(::open("/dev/null", O_WRONLY), STDERR_FILENO));
+      std::signal(SIGABRT, SIG_DFL);  // doctest would report it
+      EventLoop loop(echo, 0ms, 1, 1);
+      std::thread([&] { loop.run_after(1s, [] {}); }).join();
+      ::_exit(0);
+    }
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    CHECK(WIFSIGNALED(status));
+    CHECK(WTERMSIG(status) == SIGABRT);
+  });
+}

@@ -1,0 +1,85 @@
+// The poller alone, whichever of the two it is.
+#include <sys/socket.h>
+
+#include <array>
+#include <string>
+
+#include "common/socket/socket.h"
+#include "common/testing/holds.h"
+#include "poller.h"
+
+namespace {
+
+// Two connected sockets; the poller is to watch the first.
+struct Ends {
+  Ends() {
+    std::array<int, 2> ends{};
+    if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
+    ours.reset(ends[0]);
+    theirs.reset(ends[1]);
+    set_non_blocking(ours);
+    set_non_blocking(theirs);
+  }
+  Fd ours;
+  Fd theirs;
+};
+
+// "r", "w", "rw": what one wait reports of the only descriptor that is watched.
+std::string reported(Poller& poller, milliseconds limit = 0ms) {
+  std::string text;
+  for (const Ready& ready : poller.wait(limit)) {
+    if (ready.readable) text += 'r';
+    if (ready.writable) text += 'w';
+  }
+  return text;
+}
+
+constexpr Interest kWrite{.write = true};
+constexpr Interest kBoth{.read = true, .write = true};
+
+}  // namespace
+
+TEST_CASE("the poller reports what is watched and nothing else") {
+  holds([] {
+    Poller poller;
+    const Ends ends;
+    const int fd = ends.ours.get();
+    (void)write_some(ends.theirs, "hello");
+    CHECK(reported(poller).empty());
+    REQUIRE(poller.set_interest(fd, kNone, kRead));
+    CHECK(reported(poller) == "r");
+    CHECK(reported(poller) == "r");  // level-triggered: it is still there
+    REQUIRE(poller.set_interest(fd, kRead, kBoth));
+    const std::string both = reported(poller);
+    CHECK((both == "rw" || both == "wr"));
+    REQUIRE(poller.set_interest(fd, kBoth, kWrite));
+    CHECK(reported(poller) == "w");
+    REQUIRE(poller.set_interest(fd, kWrite, kNone));
+    CHECK(reported(poller).empty());
+    REQUIRE(poller.set_interest(fd, kNone, kRead));  // and back
+    CHECK(reported(poller) == "r");
+  });
+}
+
+TEST_CASE("whoever is not watched is not reported when his peer has gone either") {
+  holds([] {
+    Poller poller;
+    Ends ends;
+    REQUIRE(poller.set_interest(ends.ours.get(), kNone, kRead));
+    REQUIRE(poller.set_interest(ends.ours.get(), kRead, kNone));
+    ends.theirs.reset();
+    CHECK(reported(poller).empty());
+    REQUIRE(poller.set_interest(ends.ours.get(), kNone, kRead));
+    CHECK(reported(poller).find('r') != std::string::npos);
+  });
+}
+
+TEST_CASE("a wait ends with its limit and not before") {
+  holds([] {
+    Poller poller;
+    const auto start = Clock::now();
+    CHECK(reported(poller, 30ms).empty());
+    CHECK(ms_since(start) >= 30);
+    CHECK(ms_since(start) < 3000);
+  });
+}

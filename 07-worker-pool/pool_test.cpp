@@ -1,0 +1,321 @@
+// The pool alone, and what becomes of jobs whose connection, queue or luck is gone.
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "common/testing/client.h"
+#include "common/testing/holds.h"
+#include "loop_under_test.h"
+#include "worker_pool.h"
+
+namespace {
+
+// Jobs wait at it until it is opened; it counts them.
+class Gate {
+ public:
+  void pass() {
+    std::unique_lock lock(mutex_);
+    ++arrived_;
+    changed_.notify_all();
+    changed_.wait_for(lock, patience, [this] { return open_; });
+  }
+  void open() {
+    const std::lock_guard lock(mutex_);
+    open_ = true;
+    changed_.notify_all();
+  }
+  bool reached_by(int count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, patience, [&] { return arrived_ >= count; });
+  }
+  int arrived() {
+    const std::lock_guard lock(mutex_);
+    return arrived_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int arrived_ = 0;
+  bool open_ = false;
+};
+
+void reply(Connection& conn, std::string_view result) { conn.write(result); }
+
+// '#' is a job that has to pass the gate; all else is echoed at once.
+EventLoop::OnRequest jobs_at(Gate& gate) {
+  return [&gate](Connection& conn) {
+    const std::string request(conn.reader().next(conn.reader().len()));
+    if (!request.starts_with('#')) return conn.write(request);
+    conn.offload(
+        [&gate, request] {
+          gate.pass();
+          return request;
+        },
+        reply);
+  };
+}
+
+}  // namespace
+
+TEST_CASE("a pool does as many jobs at once as it has workers") {
+  holds([] {
+    Gate gate;
+    WorkerPool pool(3, 10);
+    for (int i = 0; i < 5; ++i) CHECK(pool.try_submit([&] { gate.pass(); }));
+    CHECK(gate.reached_by(3));
+    CHECK(wait_until(patience, [&] { return pool.unfinished() == 5; }));
+    CHECK(gate.arrived() == 3);
+    gate.open();
+    CHECK(wait_until(patience, [&] { return pool.unfinished() == 0; }));
+    CHECK(gate.arrived() == 5);
+  });
+}
+
+TEST_CASE("a queue takes as many jobs as it is long") {
+  holds([] {
+    Gate gate;
+    WorkerPool pool(1, 2);
+    CHECK(pool.try_submit([&] { gate.pass(); }));
+    CHECK(gate.reached_by(1));  // the worker has it: the queue is empty
+    CHECK(pool.try_submit([] {}));
+    CHECK_FALSE(pool.full());
+    CHECK(pool.try_submit([] {}));
+    CHECK(pool.full());
+    CHECK_FALSE(pool.try_submit([] {}));
+    gate.open();
+    CHECK(wait_until(patience, [&] { return pool.unfinished() == 0; }));
+    CHECK(pool.try_submit([] {}));
+  });
+}
+
+TEST_CASE("the end of a pool drops what waits and waits for what is done") {
+  holds([] {
+    Gate gate;
+    std::atomic<bool> waiting_one_ran = false;
+    std::atomic<bool> running_one_ended = false;
+    auto pool = std::make_unique<WorkerPool>(1, 2);
+    pool->try_submit([&] {
+      gate.pass();
+      running_one_ended = true;
+    });
+    CHECK(gate.reached_by(1));
+    pool->try_submit([&] { waiting_one_ran = true; });
+    std::thread opener([&gate, &pool = *pool] {  // opens once the destructor is under way
+      CHECK(wait_until(patience / 2, [&] { return pool.unfinished() == 1; }));
+      gate.open();
+    });
+    pool.reset();
+    opener.join();
+    CHECK(running_one_ended);
+    CHECK_FALSE(waiting_one_ran);
+  });
+}
+
+TEST_CASE("a client has one job at a time and its replies in order") {
+  holds([] {
+    std::atomic<int> at_once = 0;
+    std::atomic<int> most = 0;
+    LoopUnderTest server(
+        [&](Connection& conn) {
+          const std::string request(conn.reader().next(1));  // one of many, and the rest is left
+          conn.offload(
+              [&, request] {
+                most = std::max(most.load(), ++at_once);
+                std::this_thread::sleep_for(1ms);
+                --at_once;
+                return request;
+              },
+              reply);
+        },
+        0ms, 4, 8);
+    Client client(server.address());
+    client.send("abcdefghijklmnopqrstuvwxyz");
+    client.send("0123456789");
+    CHECK(client.receive(36) == "abcdefghijklmnopqrstuvwxyz0123456789");
+    CHECK(most == 1);
+  });
+}
+
+TEST_CASE("a request of three steps takes a callback for each") {
+  holds([] {
+    // As if each asked somebody: a database, another server, a disk.
+    const auto look_up = [](const std::string& name) { return "user of " + name; };
+    const auto fetch = [](const std::string& user) { return "page of " + user; };
+    const auto store = [](const std::string& page) { return std::to_string(page.size()); };
+    const auto on_request = [&](Connection& conn) {
+      const std::string name(conn.reader().next(conn.reader().len()));
+      conn.offload([=] { return look_up(name); },
+                   [=](Connection& one, const std::string& user) {
+                     one.offload([=] { return fetch(user); },
+                                 [=](Connection& two, const std::string& page) {
+                                   two.offload([=] { return store(page); },
+                                               [=](Connection& three, const std::string& size) {
+                                                 three.write(size + ": " + page);
+                                               });
+                                 });
+                   });
+    };
+    LoopUnderTest server(on_request);
+    Client client(server.address());
+    client.send("x");
+    CHECK(client.receive(21) == "17: page of user of x");
+  });
+}
+
+TEST_CASE("no next job is begun before the reply to the last has gone") {
+  holds([] {
+    constexpr std::size_t kReply = 1 << 20;
+    std::atomic<int> jobs = 0;
+    LoopUnderTest server([&](Connection& conn) {
+      conn.reader().skip(1);
+      conn.offload(
+          [&] {
+            ++jobs;
+            return std::string(kReply, 'x');
+          },
+          reply);
+    });
+    Client client(server.address());
+    client.send(std::string(40, '#'));
+    int before = -1;  // until the queues on the way are full, and no job has begun for a while
+    CHECK(wait_until(patience, [&] {
+      std::this_thread::sleep_for(100ms);
+      return std::exchange(before, jobs.load()) == jobs;
+    }));
+    CHECK(jobs < 20);
+    client.receive(40 * kReply);
+    CHECK(jobs == 40);
+  });
+}
+
+TEST_CASE("a second job of one client is refused") {
+  holds([] {
+    LoopUnderTest server([](Connection& conn) {
+      conn.offload([] { return std::string("first"); }, reply);
+      conn.offload([] { return std::string("second"); }, reply);
+    });
+    Client client(server.address());
+    client.send("x");
+    CHECK(client.receive_until_end().empty());
+  });
+}
+
+TEST_CASE("a job that throws closes its connection and no other") {
+  holds([] {
+    LoopUnderTest server([](Connection& conn) {
+      const std::string request(conn.reader().next(conn.reader().len()));
+      conn.offload(
+          [request]() -> std::string {
+            if (request == "exception") throw std::runtime_error("as the test wants it");
+            if (request == "7") throw 7;
+            return request;
+          },
+          reply);
+    });
+    Client other(server.address());
+    for (const char* request : {"exception", "7"}) {
+      Client client(server.address());
+      client.send(request);
+      CHECK(client.is_closed_within(patience));
+      other.echo("still here");
+    }
+  });
+}
+
+TEST_CASE("the reply for a client that has gone reaches nobody") {
+  holds([] {
+    Gate gate;
+    std::weak_ptr<Connection> asked;
+    const auto on_request = jobs_at(gate);
+    LoopUnderTest server([&](Connection& conn) {
+      if (conn.reader().peek(1) == "#") asked = conn.weak_from_this();
+      on_request(conn);
+    });
+    Client client(server.address());
+    client.send("#secret");
+    CHECK(gate.reached_by(1));
+    server.run([&] { asked.lock()->close(); });
+    CHECK(client.is_closed_within(patience));
+    Client next(server.address());  // it has the number that is free now
+    next.echo("hello");
+    gate.open();
+    CHECK_FALSE(next.hears_within(100ms));
+    next.echo("hello");
+  });
+}
+
+TEST_CASE("with a full queue who asks for more is not read from and later served in turn") {
+  holds([] {
+    Gate gate;
+    LoopUnderTest server(jobs_at(gate), 0ms, 1, 1);
+    std::vector<std::unique_ptr<Client>> slow;
+    for (int i = 0; i < 5; ++i) {  // one at work, one in the queue, three in the line
+      slow.push_back(std::make_unique<Client>(server.address()));
+      slow.back()->send("#");
+      if (i == 0) CHECK(gate.reached_by(1));
+    }
+    Client quick(server.address());
+    quick.echo("hello");
+    // What the last one sends now is not read: it fills the queues on the way, and stops.
+    const std::string flood(64 << 20, '#');
+    const std::size_t sent = slow.back()->send_what_fits(flood, 100ms);
+    CHECK(sent < flood.size());
+    quick.echo("hello");
+    CHECK(gate.arrived() == 1);
+    gate.open();
+    for (auto& client : slow) CHECK(client->receive(1) == "#");
+    CHECK(slow.back()->receive(sent) == flood.substr(0, sent));
+  });
+}
+
+TEST_CASE("who was first in the line is first at work") {
+  holds([] {
+    Gate gate;
+    std::mutex mutex;
+    std::string done;
+    LoopUnderTest server(
+        [&](Connection& conn) {
+          const std::string request(conn.reader().next(conn.reader().len()));
+          conn.offload(
+              [&, request] {
+                gate.pass();
+                const std::lock_guard lock(mutex);
+                done += request;
+                return request;
+              },
+              reply);
+        },
+        0ms, 1, 1);
+    std::vector<std::unique_ptr<Client>> clients;
+    for (const char name : std::string("abcdef")) {
+      clients.push_back(std::make_unique<Client>(server.address()));
+      clients.back()->send(std::string(1, name));
+      server.run([] {});  // once it is served, the client before is in the line
+      server.run([] {});
+    }
+    gate.open();
+    for (auto& client : clients) client->receive(1);
+    CHECK(done == "abcdef");
+  });
+}
+
+TEST_CASE("who waits for a job is not idle") {
+  holds([] {
+    Gate gate;
+    LoopUnderTest server(jobs_at(gate), 100ms);
+    Client client(server.address());
+    client.send("#");
+    CHECK_FALSE(client.is_closed_within(400ms));
+    gate.open();
+    CHECK(client.receive(1) == "#");
+    CHECK(client.is_closed_within(patience));
+  });
+}

@@ -1,0 +1,76 @@
+// 07-worker-pool: an echo server whose loop never blocks.
+//
+// It is the server of 06. But a request that takes long is done by a worker, another
+// thread, and only its result comes back to the loop.
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <exception>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "common/socket/options.h"
+#include "common/socket/process.h"
+#include "event_loop.h"
+
+namespace {
+
+EventLoop* loop_to_stop = nullptr;
+
+void on_signal(int) { loop_to_stop->stop(); }
+
+void stop_at_signals(EventLoop& loop) {
+  loop_to_stop = &loop;
+  std::signal(SIGINT, on_signal);
+  std::signal(SIGTERM, on_signal);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Endpoint endpoint;
+  std::chrono::milliseconds idle_timeout{0};
+  std::chrono::milliseconds work{0};
+  std::size_t workers = std::max(1u, std::thread::hardware_concurrency());
+  std::size_t queue = 64;
+  Options options("An echo server on an event loop, with workers for what takes long.");
+  options.add(endpoint);
+  options.add("idle-timeout", idle_timeout, "closes who is silent for so long");
+  options.add("work", work, "what a request that begins with # takes, blocking");
+  options.add("workers", workers, "threads that do such work");
+  options.add("queue", queue, "requests that wait for a worker, at most");
+  options.parse(argc, argv);
+
+  const auto reply = [](Connection& conn, std::string_view result) { conn.write(result); };
+
+  const auto on_request = [work, reply](Connection& conn) {
+    const std::string_view data = conn.reader().next(conn.reader().len());
+    if (!data.starts_with('#')) return conn.write(data);
+    const auto job = [work, request = std::string(data)] {
+      std::this_thread::sleep_for(work);
+      return request;
+    };
+    conn.offload(job, reply);
+  };
+
+  try {
+    keep_standard_descriptors();
+    ignore_sigpipe();
+    raise_descriptor_limit();
+    Listener listener(endpoint);
+    EventLoop loop(on_request, idle_timeout, workers, queue);
+    stop_at_signals(loop);
+    announce(listener.socket());
+    loop.serve(std::move(listener));
+    if (loop.unfinished_jobs() > 0) {  // a thread cannot be ended from outside; the process can
+      log_line("{} jobs are not finished", loop.unfinished_jobs());
+      std::_Exit(0);
+    }
+  } catch (const std::exception& error) {
+    log_line("{}: {}", argv[0], error.what());
+    return 1;
+  }
+}
