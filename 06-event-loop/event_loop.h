@@ -43,9 +43,9 @@ class EventLoop {
   // returns when all have gone, after 5 s at the latest. A signal handler may call it.
   void stop();
 
-  // Has the loop's thread run the task soon.
+  // Has the loop's thread run the task soon; or, by run_after, when the delay has passed.
+  // What a task throws, serve throws.
   void post(Task task);
-
   Timer run_after(std::chrono::milliseconds delay, Task task);
   void cancel(const Timer& timer);
 

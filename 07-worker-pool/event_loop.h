@@ -54,9 +54,9 @@ class EventLoop {
   // drops those that wait, and waits for those that are being done.
   std::size_t unfinished_jobs() const { return workers_.unfinished(); }
 
-  // Has the loop's thread run the task soon.
+  // Has the loop's thread run the task soon; or, by run_after, when the delay has passed.
+  // What a task throws, serve throws.
   void post(Task task);
-
   Timer run_after(std::chrono::milliseconds delay, Task task);
   void cancel(const Timer& timer);
 

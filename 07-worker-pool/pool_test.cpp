@@ -52,7 +52,7 @@ void reply(Connection& conn, std::string_view result) { conn.write(result); }
 // '#' is a job that has to pass the gate; all else is echoed at once.
 EventLoop::OnRequest jobs_at(Gate& gate) {
   return [&gate](Connection& conn) {
-    const std::string request(conn.reader().next(conn.reader().len()));
+    std::string request(conn.reader().next(conn.reader().len()));
     if (!request.starts_with('#')) return conn.write(request);
     conn.offload(
         [&gate, request] {
@@ -125,7 +125,7 @@ TEST_CASE("a client has one job at a time and its replies in order") {
     std::atomic<int> most = 0;
     LoopUnderTest server(
         [&](Connection& conn) {
-          const std::string request(conn.reader().next(1));  // one of many, and the rest is left
+          std::string request(conn.reader().next(1));  // one of many, and the rest is left
           conn.offload(
               [&, request] {
                 most = std::max(most.load(), ++at_once);
@@ -211,7 +211,7 @@ TEST_CASE("a second job of one client is refused") {
 TEST_CASE("a job that throws closes its connection and no other") {
   holds([] {
     LoopUnderTest server([](Connection& conn) {
-      const std::string request(conn.reader().next(conn.reader().len()));
+      std::string request(conn.reader().next(conn.reader().len()));
       conn.offload(
           [request]() -> std::string {
             if (request == "exception") throw std::runtime_error("as the test wants it");
@@ -283,7 +283,7 @@ TEST_CASE("who was first in the line is first at work") {
     std::string done;
     LoopUnderTest server(
         [&](Connection& conn) {
-          const std::string request(conn.reader().next(conn.reader().len()));
+          std::string request(conn.reader().next(conn.reader().len()));
           conn.offload(
               [&, request] {
                 gate.pass();

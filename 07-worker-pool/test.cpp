@@ -98,7 +98,9 @@ TEST_CASE("at SIGTERM what came while the server did not run is echoed") {
       clients.push_back(std::make_unique<Client>(server.address()));
       clients.back()->echo("hello");
     }
+    const std::size_t listening = server.usage().descriptors;
     server.signal(SIGTERM);
+    CHECK(wait_until(patience, [&] { return server.usage().descriptors < listening; }));
     server.freeze();
     std::this_thread::sleep_for(250ms);  // a tick is due; at it, all will be quiet
     server.thaw();

@@ -1,0 +1,199 @@
+#include "net.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "common/socket/process.h"
+
+namespace {
+
+constexpr std::size_t kBuffer = 16 * 1024;
+constexpr std::size_t kSpare = 16;  // buffers that a worker keeps for the next who has something
+
+std::unique_ptr<char[]> borrow_buffer() {
+  auto& spare = this_worker()->buffers;
+  if (spare.empty()) return std::unique_ptr<char[]>(new char[kBuffer]);
+  auto buffer = std::move(spare.back());
+  spare.pop_back();
+  return buffer;
+}
+
+void give_back(std::unique_ptr<char[]> buffer) {
+  Worker* worker = this_worker();
+  if (buffer && worker && worker->buffers.size() < kSpare)
+    worker->buffers.push_back(std::move(buffer));
+}
+
+// Reads, and learns whether there is more. Linux says in the same call how many bytes it
+// leaves behind, and counts the end as one: see TCP_INQ in linux/tcp.h. Without it one has
+// to call again to know, as Go does. Whatever did not read anything is for read_some to tell.
+struct Taken {
+  IoResult result;
+  bool all = false;
+};
+
+Taken take(const Fd& socket, std::span<char> buffer) {
+#ifdef TCP_INQ
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control;
+  iovec place{buffer.data(), buffer.size()};
+  msghdr message{};
+  message.msg_iov = &place;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  const ssize_t size = ::recvmsg(socket.get(), &message, 0);
+  if (size > 0) {
+    int left = 1;
+    const cmsghdr* note = CMSG_FIRSTHDR(&message);
+    if (note && note->cmsg_type == TCP_CM_INQ) std::memcpy(&left, CMSG_DATA(note), sizeof(left));
+    return {{Io::ok, static_cast<std::size_t>(size)}, left == 0};
+  }
+#endif
+  return {read_some(socket, buffer)};
+}
+
+}  // namespace
+
+Bytes::~Bytes() { give_back(std::move(buffer_)); }
+
+// A buffer for as long as the call takes; for longer only if something came.
+bool Read::call() {
+  auto buffer = borrow_buffer();
+  const auto [in, all] = take(desc().fd(), {buffer.get(), kBuffer});
+  desc().set_drained(all);
+  if (in.status == Io::ok) {
+    result_.emplace(Received{Status::ok, Bytes(std::move(buffer), in.size)});
+    return true;
+  }
+  give_back(std::move(buffer));
+  if (in.status == Io::would_block) return false;
+  result_.emplace(Received{in.status == Io::end         ? Status::end
+                           : in.status == Io::peer_gone ? Status::peer_gone
+                                                        : Status::out_of_resources,
+                           {}});
+  return true;
+}
+
+void Read::fail(Failure failure) {
+  result_.emplace(Received{failure == Failure::closed ? Status::closed : Status::timed_out, {}});
+}
+
+bool WriteAll::call() {
+  while (!left_.empty()) {
+    const IoResult out = write_some(desc().fd(), left_);
+    if (out.status == Io::would_block) return false;
+    if (out.status != Io::ok) {
+      status_ = out.status == Io::peer_gone ? Status::peer_gone : Status::out_of_resources;
+      return true;
+    }
+    left_.remove_prefix(out.size);
+  }
+  return true;
+}
+
+void WriteAll::fail(Failure failure) {
+  status_ = failure == Failure::closed ? Status::closed : Status::timed_out;
+}
+
+void Conn::close() {
+  if (desc_) desc_->close();
+}
+
+void Conn::set_read_deadline(std::optional<Clock::time_point> when) {
+  desc_->set_deadline(Direction::read, when);
+}
+
+void Conn::set_write_deadline(std::optional<Clock::time_point> when) {
+  desc_->set_deadline(Direction::write, when);
+}
+
+std::size_t Conn::unread() const {
+  int size = 0;
+  ::ioctl(desc_->fd().get(), FIONREAD, &size);
+  return static_cast<std::size_t>(std::max(0, size));
+}
+
+Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)
+    : netpoller_(scheduler.netpoller()) {
+  Fd socket = listen_on(resolve(endpoint.host, endpoint.port), Mode::non_blocking);
+#ifdef TCP_INQ
+  const int on = 1;  // its connections inherit it
+  ::setsockopt(socket.get(), IPPROTO_TCP, TCP_INQ, &on, sizeof(on));
+#endif
+  desc_ = netpoller_.open(std::move(socket));
+  if (!desc_) throw StartupError("cannot watch the listener: no room");
+}
+
+Accept Listener::accept() { return Accept(netpoller_, desc_); }
+
+std::optional<Conn> Listener::accept_now() {
+  Accepted next = accept_from(desc_->fd(), Mode::non_blocking);
+  PollDesc* desc = next.status == Io::ok ? netpoller_.open(std::move(next.connection)) : nullptr;
+  if (!desc) return std::nullopt;
+  return Conn(desc);
+}
+
+void Listener::close() {
+  if (desc_) desc_->close();
+}
+
+void Listener::set_deadline(std::optional<Clock::time_point> when) {
+  desc_->set_deadline(Direction::read, when);
+}
+
+bool Accept::call() {
+  for (;;) {
+    Accepted next = accept_from(desc().fd(), Mode::non_blocking);
+    if (next.status == Io::would_block) return false;
+    if (next.status == Io::ok) {
+      accepted_ = netpoller_.open(std::move(next.connection));
+      if (accepted_) return true;
+      static OncePerSecond may_say;
+      if (may_say()) log_line("a connection was refused: the poller has no room for it");
+      continue;
+    }
+    status_ = Status::out_of_resources;
+    error_ = next.error;
+    return true;
+  }
+}
+
+void Accept::fail(Failure failure) {
+  status_ = failure == Failure::closed ? Status::closed : Status::timed_out;
+}
+
+AcceptResult Accept::await_resume() { return {status_, Conn(accepted_), error_}; }
+
+// Once it is in the set it may fire, and the goroutine go on and take this with it.
+bool Sleep::commit(Goroutine& goroutine) {
+  scheduler_ = &this_worker()->scheduler;
+  goroutine_ = &goroutine;
+  scheduler_->timers().add(*this, until_);
+  return true;
+}
+
+void Sleep::fire() { scheduler_->ready(*goroutine_); }
+
+bool Yield::commit(Goroutine& goroutine) {
+  this_worker()->scheduler.put_behind(goroutine);
+  return true;
+}
+
+bool BlockingCall::commit(Goroutine& goroutine) {
+  Scheduler& scheduler = this_worker()->scheduler;
+  return scheduler.pool().try_submit([this, &goroutine, &scheduler] {
+    try {
+      call();
+    } catch (...) {
+      error_ = std::current_exception();
+    }
+    done_ = true;
+    scheduler.ready(goroutine);
+  });
+}

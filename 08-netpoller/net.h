@@ -1,0 +1,227 @@
+// What a goroutine does with the network: accept, read, write_all; and sleep_for, yield
+// and blocking. Each is co_awaited, and looks like a call that blocks.
+// Go: net/net.go, internal/poll/fd_unix.go, time/sleep.go.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "common/socket/options.h"
+#include "common/socket/socket.h"
+#include "netpoll.h"
+#include "scheduler.h"
+
+enum class Status {
+  ok,
+  end,               // read: the peer has finished sending
+  closed,            // close() was called
+  timed_out,         // the deadline has passed
+  peer_gone,         // reset, or unreachable
+  out_of_resources,  // of descriptors or memory; accept: wait a while
+};
+
+// Bytes that were read, in a buffer that is borrowed: when this goes, the worker has it
+// back. So a connection that has nothing to say has no buffer either.
+class Bytes {
+ public:
+  Bytes() = default;
+  Bytes(std::unique_ptr<char[]> buffer, std::size_t size)
+      : buffer_(std::move(buffer)), size_(size) {}
+  Bytes(Bytes&&) = default;
+  Bytes& operator=(Bytes&&) = delete;
+  ~Bytes();
+
+  std::string_view view() const { return {buffer_.get(), size_}; }
+
+ private:
+  std::unique_ptr<char[]> buffer_;
+  std::size_t size_ = 0;
+};
+
+struct Received {
+  Status status = Status::ok;
+  Bytes bytes;
+};
+
+class Read : public PollOperation {
+ public:
+  explicit Read(PollDesc* desc) : PollOperation(desc, Direction::read) {}
+  Received await_resume() { return std::move(*result_); }
+
+ private:
+  bool call() override;
+  bool may_skip_call() const override { return desc().drained(); }
+  void fail(Failure failure) override;
+
+  std::optional<Received> result_;
+};
+
+class WriteAll : public PollOperation {
+ public:
+  WriteAll(PollDesc* desc, std::string_view data)
+      : PollOperation(desc, Direction::write), left_(data) {}
+  Status await_resume() const { return status_; }
+
+ private:
+  bool call() override;
+  void fail(Failure failure) override;
+
+  std::string_view left_;
+  Status status_ = Status::ok;
+};
+
+// A connection. It is closed when this goes, at the latest.
+class Conn {
+ public:
+  Conn() = default;
+  explicit Conn(PollDesc* desc) : desc_(desc) {}
+  Conn(Conn&& other) noexcept : desc_(std::exchange(other.desc_, nullptr)) {}
+  Conn& operator=(Conn&&) = delete;
+  ~Conn() { close(); }
+
+  // co_await read(): a Received, with 16 KiB at most.
+  Read read() { return Read(desc_); }
+  // co_await write_all(data): the Status, when the socket has taken all of it. `data`
+  // has to stay until then.
+  WriteAll write_all(std::string_view data) { return WriteAll(desc_, data); }
+
+  // Any thread may call these, as long as the Conn is there. Operations that are under
+  // way are released: with Status::closed, or when the deadline passes, Status::timed_out.
+  void close();
+  void set_read_deadline(std::optional<Clock::time_point> when);
+  void set_write_deadline(std::optional<Clock::time_point> when);
+
+  std::size_t unread() const;  // bytes that the kernel holds for it
+
+ private:
+  PollDesc* desc_ = nullptr;  // its own until it is closed
+};
+
+struct Accept;
+
+class Listener {
+ public:
+  // Throws StartupError: the port is in use, forbidden, or not ours.
+  Listener(Scheduler& scheduler, const Endpoint& endpoint);
+  Listener(Listener&& other) noexcept
+      : netpoller_(other.netpoller_), desc_(std::exchange(other.desc_, nullptr)) {}
+  Listener& operator=(Listener&&) = delete;
+  ~Listener() { close(); }
+
+  Accept accept();                   // co_await accept(): an AcceptResult
+  std::optional<Conn> accept_now();  // one that waits in the backlog, if there is one
+  void close();                      // any thread; releases all who accept
+  void set_deadline(std::optional<Clock::time_point> when);
+  const Fd& socket() const { return desc_->fd(); }
+
+ private:
+  Netpoller& netpoller_;
+  PollDesc* desc_;
+};
+
+struct AcceptResult {
+  Status status = Status::ok;
+  Conn conn;
+  int error = 0;  // the errno behind out_of_resources
+};
+
+struct Accept : public PollOperation {
+  Accept(Netpoller& netpoller, PollDesc* desc)
+      : PollOperation(desc, Direction::read), netpoller_(netpoller) {}
+  AcceptResult await_resume();
+
+ private:
+  bool call() override;
+  void fail(Failure failure) override;
+
+  Netpoller& netpoller_;
+  Status status_ = Status::ok;
+  PollDesc* accepted_ = nullptr;
+  int error_ = 0;
+};
+
+// co_await sleep_for(20ms)
+class Sleep : public Operation, private Timer {
+ public:
+  explicit Sleep(std::chrono::milliseconds duration) : until_(Clock::now() + duration) {}
+  bool attempt() override { return Clock::now() >= until_; }
+  bool commit(Goroutine& goroutine) override;
+  void await_resume() const {}
+
+ private:
+  void fire() override;
+
+  const Clock::time_point until_;
+  Scheduler* scheduler_ = nullptr;
+  Goroutine* goroutine_ = nullptr;
+};
+
+inline Sleep sleep_for(std::chrono::milliseconds duration) { return Sleep(duration); }
+
+// co_await yield(): lets others go first.
+class Yield : public Operation {
+ public:
+  bool attempt() override { return std::exchange(had_its_turn_, true); }
+  bool commit(Goroutine& goroutine) override;
+  void await_resume() const {}
+
+ private:
+  bool had_its_turn_ = false;
+};
+
+inline Yield yield() { return {}; }
+
+// co_await blocking(fn): has another thread call fn(), and returns what that returns, or
+// throws what it throws. Go does it for every system call that blocks, unasked, by giving
+// the thread's P to another thread (entersyscall in runtime/proc.go).
+class BlockingCall : public Operation {
+ public:
+  bool attempt() final { return done_; }
+  bool commit(Goroutine& goroutine) final;
+
+ protected:
+  virtual void call() = 0;
+
+  std::exception_ptr error_;
+
+ private:
+  std::atomic<bool> done_ = false;
+};
+
+template <typename Function>
+class Blocking : public BlockingCall {
+ public:
+  explicit Blocking(Function function) : function_(std::move(function)) {}
+
+  auto await_resume() {
+    if (error_) std::rethrow_exception(error_);
+    if constexpr (!std::is_void_v<Result>) return std::move(*result_);
+  }
+
+ private:
+  using Result = std::invoke_result_t<Function>;
+
+  void call() override {
+    if constexpr (std::is_void_v<Result>) {
+      function_();
+    } else {
+      result_.emplace(function_());
+    }
+  }
+
+  Function function_;
+  std::conditional_t<std::is_void_v<Result>, char, std::optional<Result>> result_{};
+};
+
+template <typename Function>
+Blocking<Function> blocking(Function function) {
+  return Blocking<Function>(std::move(function));
+}

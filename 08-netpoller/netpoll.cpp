@@ -1,0 +1,278 @@
+#include "netpoll.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "common/socket/process.h"
+#include "hooks.h"
+
+using std::chrono::milliseconds;
+
+// ---- The lock. Go: fdMutex.
+
+PollDesc::Lock PollDesc::lock(Direction direction) {
+  std::uint32_t use = use_;
+  for (;;) {
+    if (use & kClosing) return Lock::closing;
+    if (use & held(direction)) return Lock::busy;
+    if (use_.compare_exchange_weak(use, (use | held(direction)) + kUser)) return Lock::taken;
+  }
+}
+
+// Says that he waits, unless the lock was given back meanwhile. Only then is he found.
+bool PollDesc::wait_for_lock(PollOperation& operation) {
+  const std::lock_guard guard(mutex_);
+  std::uint32_t use = use_;
+  do {
+    if ((use & kClosing) || !(use & held(operation.direction_))) return false;
+  } while (!use_.compare_exchange_weak(use, use | wanted(operation.direction_)));
+  PollOperation** end = &lines_[static_cast<std::size_t>(operation.direction_)];
+  while (*end) end = &(*end)->next_in_line_;
+  *end = &operation;
+  return true;
+}
+
+void PollDesc::unlock(Direction direction) {
+  HOOK(before_unlock);
+  std::uint32_t use = use_;
+  do {
+    if (use & wanted(direction)) return hand_over(direction);
+  } while (!use_.compare_exchange_weak(use, use & ~held(direction)));
+  drop_user();
+}
+
+// To the first in line: it stays held, and its user is another one now.
+void PollDesc::hand_over(Direction direction) {
+  PollOperation* first = nullptr;
+  {
+    const std::lock_guard guard(mutex_);
+    PollOperation*& line = lines_[static_cast<std::size_t>(direction)];
+    if (line) first = std::exchange(line, line->next_in_line_);
+    if (!line) use_ &= ~wanted(direction);
+  }
+  if (!first) return unlock(direction);  // close() has sent them away
+  first->locked_ = true;
+  netpoller_->scheduler().ready(*first->goroutine_);
+}
+
+void PollDesc::close() {
+  std::uint32_t use = use_;
+  do {
+    if (use & kClosing) return;
+  } while (!use_.compare_exchange_weak(use, use | kClosing));
+  // It is published; now wake those who would not look otherwise.
+  for (const Direction direction : {Direction::read, Direction::write}) {
+    netpoller_->scheduler().timers().remove(timer(direction));
+    wake(direction);
+    wake_line(direction);
+  }
+  drop_user();
+}
+
+void PollDesc::wake_line(Direction direction) {
+  GoroutineList woken;
+  {
+    const std::lock_guard guard(mutex_);
+    PollOperation* waiter = std::exchange(lines_[static_cast<std::size_t>(direction)], nullptr);
+    use_ &= ~wanted(direction);
+    for (; waiter; waiter = waiter->next_in_line_) woken.push(*waiter->goroutine_);
+  }
+  netpoller_->scheduler().ready(woken);
+}
+
+// The last one closes. After that the number, and this, may be somebody else's.
+void PollDesc::drop_user() {
+  if ((use_ -= kUser) >= kUser) return;
+  const Fd last = std::move(fd_);
+  netpoller_->unwatch(last.get());
+  ++sequence_;
+}
+
+// ---- The state machine. Go: netpollblock, netpollblockcommit, netpollunblock.
+
+bool PollDesc::block(Direction direction) {
+  for (;;) {
+    std::uintptr_t expected = kReady;
+    if (state(direction).compare_exchange_strong(expected, kNil)) return true;
+    expected = kNil;
+    if (state(direction).compare_exchange_strong(expected, kWait)) return false;
+  }
+}
+
+bool PollDesc::park(Direction direction, Goroutine& goroutine) {
+  std::uintptr_t expected = kWait;
+  return state(direction).compare_exchange_strong(expected,
+                                                  reinterpret_cast<std::uintptr_t>(&goroutine));
+}
+
+Goroutine* PollDesc::unblock(Direction direction, bool ready) {
+  std::uintptr_t old = state(direction);
+  for (;;) {
+    if (old == kReady || (old == kNil && !ready)) return nullptr;
+    if (state(direction).compare_exchange_weak(old, ready ? kReady : kNil)) {
+      // NOLINTNEXTLINE(performance-no-int-to-ptr): it was put there as a number
+      return old > kWait ? reinterpret_cast<Goroutine*>(old) : nullptr;
+    }
+  }
+}
+
+void PollDesc::wake(Direction direction) {
+  if (Goroutine* goroutine = unblock(direction, false)) netpoller_->scheduler().ready(*goroutine);
+}
+
+// ---- Deadlines. Go: runtime_pollSetDeadline, netpolldeadlineimpl.
+
+void PollDesc::set_deadline(Direction direction, std::optional<Clock::time_point> when) {
+  const bool past = when && *when <= Clock::now();
+  {
+    const std::lock_guard guard(mutex_);
+    if (closing()) return;
+    deadline(direction) = past ? kExpired : when.value_or(kNever);
+    if (when && !past) netpoller_->scheduler().timers().add(timer(direction), *when);
+  }
+  if (past) wake(direction);
+}
+
+void PollDesc::deadline_due(Direction direction) {
+  {
+    const std::lock_guard guard(mutex_);
+    const auto when = deadline(direction).load();
+    if (closing() || when == kNever) return;
+    if (when > Clock::now()) return netpoller_->scheduler().timers().add(timer(direction), when);
+    deadline(direction) = kExpired;
+  }
+  wake(direction);
+}
+
+// ---- Operations. Go: internal/poll/fd_unix.go.
+
+bool PollOperation::attempt() {
+  if (!locked_) {
+    const PollDesc::Lock lock = desc_ ? desc_->lock(direction_) : PollDesc::Lock::closing;
+    if (lock == PollDesc::Lock::busy) return false;
+    if (lock == PollDesc::Lock::closing) {
+      fail(Failure::closed);
+      return true;
+    }
+    locked_ = true;
+  }
+  if (!try_call()) return false;
+  desc_->unlock(direction_);
+  return true;
+}
+
+bool PollOperation::try_call() {
+  bool skip = may_skip_call();
+  for (;;) {
+    if (const auto why = failure()) {
+      fail(*why);
+      return true;
+    }
+    if (!skip) {
+      desc_->reset(direction_);
+      HOOK(before_call);
+      if (call()) return true;
+    }
+    skip = false;
+    if (desc_->block(direction_)) continue;
+    HOOK(before_recheck);
+    if (!failure()) return false;
+    desc_->unpark(direction_);
+  }
+}
+
+bool PollOperation::commit(Goroutine& goroutine) {
+  goroutine_ = &goroutine;
+  return locked_ ? desc_->park(direction_, goroutine) : desc_->wait_for_lock(*this);
+}
+
+std::optional<PollOperation::Failure> PollOperation::failure() const {
+  if (desc_->closing()) return Failure::closed;
+  if (desc_->expired(direction_)) return Failure::timed_out;
+  return std::nullopt;
+}
+
+// ---- The poller. Go: netpoll, netpollready, netpollBreak.
+
+Netpoller::Netpoller(Scheduler& scheduler) : scheduler_(scheduler) {
+  if (!queue_ || !watch(break_.read_end.get(), 0))
+    throw StartupError(fmt::format("no netpoller: {}", error_text(errno)));
+}
+
+Netpoller::~Netpoller() {
+  for (const auto& chunk : chunks_) delete[] chunk.load();
+}
+
+PollDesc* Netpoller::open(Fd fd) {
+  const int number = fd.get();
+  PollDesc* desc = this->desc(number);
+  if (!desc) return nullptr;
+  const std::uint32_t sequence = desc->sequence_;
+  desc->open(*this, std::move(fd));
+  if (watch(number, sequence)) return desc;
+  desc->close();
+  return nullptr;
+}
+
+void PollDesc::open(Netpoller& netpoller, Fd fd) {
+  netpoller_ = &netpoller;
+  fd_ = std::move(fd);
+  for (const Direction direction : {Direction::read, Direction::write}) {
+    state(direction) = kNil;
+    deadline(direction) = kNever;
+  }
+  drained_ = false;
+  use_ = kUser;
+}
+
+PollDesc* Netpoller::desc(int fd) {
+  const auto index = static_cast<std::size_t>(fd);
+  if (index / kChunk >= chunks_.size()) return nullptr;
+  std::atomic<PollDesc*>& chunk = chunks_[index / kChunk];
+  if (!chunk) {
+    const std::lock_guard lock(mutex_);
+    if (!chunk) chunk = new PollDesc[kChunk];
+  }
+  return &chunk.load()[index % kChunk];
+}
+
+GoroutineList Netpoller::poll(Clock::time_point until) {
+  std::optional<milliseconds> limit;  // a wait is rounded up: a timer is never early
+  if (until != Clock::time_point::max()) {
+    const auto left = std::chrono::ceil<milliseconds>(until - std::min(until, Clock::now()));
+    limit = std::min<milliseconds>(left, std::chrono::hours(1));
+  }
+  GoroutineList woken;
+  wait(limit, woken);
+  return woken;
+}
+
+// What the system has reported of a descriptor. A stale event is dropped.
+void Netpoller::report(int fd, std::uint32_t sequence, bool readable, bool writable,
+                       GoroutineList& woken) {
+  if (fd == break_.read_end.get()) {
+    std::array<char, 16> bytes;
+    while (read_some(break_.read_end, bytes).status == Io::ok) {
+    }
+    broken_ = false;
+    return;
+  }
+  PollDesc& reported = *desc(fd);
+  if (reported.sequence_ != sequence) return;
+  if (readable) {
+    if (Goroutine* goroutine = reported.unblock(Direction::read, true)) woken.push(*goroutine);
+  }
+  if (writable) {
+    if (Goroutine* goroutine = reported.unblock(Direction::write, true)) woken.push(*goroutine);
+  }
+}
+
+void Netpoller::break_poll() {
+  if (broken_.exchange(true)) return;
+  ++breaks_;
+  while (::write(break_.write_end.get(), "!", 1) < 0 && errno != EAGAIN) {
+  }
+}

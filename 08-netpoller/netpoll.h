@@ -1,0 +1,220 @@
+// PollDesc: who waits for a descriptor, and the Netpoller that wakes him.
+// Go: pollDesc in runtime/netpoll.go, fdMutex in internal/poll/fd_mutex.go.
+//
+// For each direction a PollDesc holds one of four things:
+//
+//   nil      nobody waits, nothing has been reported
+//   ready    something has been reported, and nobody has used it yet
+//   wait     a goroutine is about to park; it cannot be woken, but it can be told
+//   parked   a goroutine (its address)
+//
+//     nil   -> wait     block(): the system call said "not now"
+//     ready -> nil      block(): something came meanwhile: call again
+//     wait  -> parked   park(): once the goroutine is suspended
+//     any   -> nil      reset(): before each system call
+//     any   -> ready    unblock(true): the poller; wakes who is parked
+//     wait, parked -> nil   unblock(false): a deadline, or close; wakes who is parked
+//
+// No wake-up is lost, because each side first writes and then looks. The waiter resets
+// and then calls: what is reported after the reset leaves `ready`, what was reported
+// before it is there for the call. The waiter says `wait` and then looks whether the
+// descriptor is closed or the deadline has passed; the other side first says so and then
+// unblocks. And if somebody unblocks between `wait` and `parked`, park() fails, and the
+// goroutine goes on.
+//
+// PollDescs are kept by the descriptor's number, and never freed. An event that comes
+// late, for a number's former owner, is known by its sequence number (Go keeps pollDescs
+// in a list of free ones instead, because a descriptor's number is not known to it early).
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "common/socket/fd.h"
+#include "common/socket/socket.h"
+#include "run_queue.h"
+#include "scheduler.h"
+#include "timers.h"
+
+enum class Direction : std::uint8_t { read, write };
+
+class Netpoller;
+class PollOperation;
+
+class PollDesc {
+ public:
+  PollDesc()
+      : deadline_timers_{DeadlineTimer(*this, Direction::read),
+                         DeadlineTimer(*this, Direction::write)} {}
+
+  const Fd& fd() const { return fd_; }
+
+  // One goroutine at a time reads, and one writes; others wait in line. Whoever has the
+  // lock is a user, and so is the owner until close: the last of them closes the
+  // descriptor, so that its number is not given to somebody else under a waiter's feet.
+  enum class Lock { taken, busy, closing };
+  Lock lock(Direction direction);
+  bool wait_for_lock(PollOperation& operation);  // false: it may be free now
+  void unlock(Direction direction);
+  void close();  // releases all who wait; what they do then fails
+
+  // The state machine above.
+  void reset(Direction direction) { state(direction) = kNil; }
+  bool block(Direction direction);                       // true: something came meanwhile
+  bool park(Direction direction, Goroutine& goroutine);  // false: likewise
+  void unpark(Direction direction) {
+    state(direction) = kNil;
+  }                                                     // the waiter does not want to any more
+  Goroutine* unblock(Direction direction, bool ready);  // who is to be woken, if anybody
+
+  // Why an operation cannot be done, whatever the descriptor holds.
+  bool closing() const { return (use_ & kClosing) != 0; }
+  bool expired(Direction direction) const { return deadline(direction) == kExpired; }
+
+  // Operations that are under way at `when`, or begin after it, fail. Nothing: no
+  // deadline. In the past: at once, even if there is something to read.
+  void set_deadline(Direction direction, std::optional<Clock::time_point> when);
+
+  // Whether the last read took all there was, so that the next one need not be tried
+  // before there is news. The reader's alone.
+  bool drained() const { return drained_; }
+  void set_drained(bool drained) { drained_ = drained; }
+
+ private:
+  friend class Netpoller;
+
+  // A deadline is put off with every message. The timer stays where it is; when it is
+  // due it looks what the deadline is by then, and goes back if it has time.
+  class DeadlineTimer : public Timer {
+   public:
+    DeadlineTimer(PollDesc& desc, Direction direction) : desc_(desc), direction_(direction) {}
+    void fire() override { desc_.deadline_due(direction_); }
+
+   private:
+    PollDesc& desc_;
+    const Direction direction_;
+  };
+
+  static constexpr std::uintptr_t kNil = 0;
+  static constexpr std::uintptr_t kReady = 1;
+  static constexpr std::uintptr_t kWait = 2;
+
+  static constexpr Clock::time_point kNever = Clock::time_point::max();
+  static constexpr Clock::time_point kExpired = Clock::time_point::min();
+
+  // use_: closing, for each direction held and wanted, and above that the number of users.
+  static constexpr std::uint32_t kClosing = 1;
+  static constexpr std::uint32_t kUser = 32;
+  static std::uint32_t held(Direction direction) { return 2u << static_cast<int>(direction); }
+  static std::uint32_t wanted(Direction direction) { return 8u << static_cast<int>(direction); }
+
+  std::atomic<std::uintptr_t>& state(Direction direction) {
+    return states_[static_cast<std::size_t>(direction)];
+  }
+  std::atomic<Clock::time_point>& deadline(Direction direction) {
+    return deadlines_[static_cast<std::size_t>(direction)];
+  }
+  Clock::time_point deadline(Direction direction) const {
+    return deadlines_[static_cast<std::size_t>(direction)];
+  }
+  DeadlineTimer& timer(Direction direction) {
+    return deadline_timers_[static_cast<std::size_t>(direction)];
+  }
+
+  void open(Netpoller& netpoller, Fd fd);
+  void hand_over(Direction direction);
+  void wake_line(Direction direction);
+  void wake(Direction direction);
+  void deadline_due(Direction direction);
+  void drop_user();
+
+  Netpoller* netpoller_ = nullptr;
+  Fd fd_;
+  std::atomic<std::uint32_t> sequence_ = 0;
+  std::atomic<std::uint32_t> use_ = kClosing;
+  std::array<std::atomic<std::uintptr_t>, 2> states_{};
+  std::array<std::atomic<Clock::time_point>, 2> deadlines_{kNever, kNever};
+  std::array<DeadlineTimer, 2> deadline_timers_;
+  std::array<PollOperation*, 2> lines_{};  // who waits for the lock; first come, first served
+  bool drained_ = false;
+  std::mutex mutex_;  // of lines_, and of a change of a deadline
+};
+
+class Netpoller {
+ public:
+  explicit Netpoller(Scheduler& scheduler);
+  ~Netpoller();
+
+  // Watches the descriptor, which must not block, from now on and for both directions.
+  // Its PollDesc owns it. Nothing: the system has no room for it, and it is closed.
+  PollDesc* open(Fd fd);
+
+  // Waits until somebody is ready, `until` has come, or break_poll; and returns the
+  // goroutines that were parked for what has come. One worker at a time.
+  GoroutineList poll(Clock::time_point until);
+
+  // Ends a poll that waits, or the next one. Any thread may, and a signal handler.
+  void break_poll();
+
+  Scheduler& scheduler() { return scheduler_; }
+  std::uint64_t breaks() const { return breaks_; }
+
+ private:
+  friend class PollDesc;
+
+  static constexpr std::size_t kChunk = 256;  // PollDescs that are made at once
+
+  // Of the system (netpoll_epoll.cpp, netpoll_kqueue.cpp).
+  static Fd make_queue();
+  bool watch(int fd, std::uint32_t sequence);
+  void unwatch(int fd);
+  void wait(std::optional<std::chrono::milliseconds> limit, GoroutineList& woken);
+
+  PollDesc* desc(int fd);
+  void report(int fd, std::uint32_t sequence, bool readable, bool writable, GoroutineList& woken);
+
+  Scheduler& scheduler_;
+  Fd queue_ = make_queue();
+  Pipe break_ = make_pipe();
+  std::atomic<bool> broken_ = false;  // a byte is in the pipe
+  std::atomic<std::uint64_t> breaks_ = 0;
+  std::mutex mutex_;  // of new chunks
+  std::array<std::atomic<PollDesc*>, 4096> chunks_{};
+};
+
+// An operation on a descriptor: tried, and if it must be, parked and tried again. Go: the
+// loops of internal/poll/fd_unix.go.
+class PollOperation : public Operation {
+ public:
+  PollOperation(PollDesc* desc, Direction direction) : desc_(desc), direction_(direction) {}
+  bool attempt() final;
+  bool commit(Goroutine& goroutine) final;
+
+ protected:
+  enum class Failure { closed, timed_out };
+
+  // The system call. False: not now.
+  virtual bool call() = 0;
+  virtual bool may_skip_call() const { return false; }
+  virtual void fail(Failure failure) = 0;
+
+  PollDesc& desc() const { return *desc_; }
+
+ private:
+  friend class PollDesc;
+
+  bool try_call();
+  std::optional<Failure> failure() const;
+
+  PollDesc* desc_;
+  Direction direction_;
+  bool locked_ = false;
+  Goroutine* goroutine_ = nullptr;  // while it is in line for the lock
+  PollOperation* next_in_line_ = nullptr;
+};

@@ -1,0 +1,36 @@
+// Go: runtime/netpoll_epoll.go.
+#include <sys/epoll.h>
+
+#include <array>
+#include <cerrno>
+#include <system_error>
+
+#include "netpoll.h"
+
+Fd Netpoller::make_queue() { return Fd(::epoll_create1(EPOLL_CLOEXEC)); }
+
+// Once, for both directions, for as long as it is open; edge-triggered, because the one
+// who is told and the one who reads are not the same.
+bool Netpoller::watch(int fd, std::uint32_t sequence) {
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  event.data.u64 = (std::uint64_t{sequence} << 32) | static_cast<std::uint32_t>(fd);
+  return ::epoll_ctl(queue_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+void Netpoller::unwatch(int fd) { ::epoll_ctl(queue_.get(), EPOLL_CTL_DEL, fd, nullptr); }
+
+void Netpoller::wait(std::optional<std::chrono::milliseconds> limit, GoroutineList& woken) {
+  std::array<epoll_event, 128> events;
+  const int timeout = limit ? static_cast<int>(limit->count()) : -1;
+  const int count = ::epoll_wait(queue_.get(), events.data(), std::size(events), timeout);
+  if (count < 0 && errno != EINTR)
+    throw std::system_error(errno, std::system_category(), "epoll_wait");
+  for (int i = 0; i < count; ++i) {
+    const epoll_event& event = events[static_cast<std::size_t>(i)];
+    report(static_cast<int>(event.data.u64 & 0xffffffff),
+           static_cast<std::uint32_t>(event.data.u64 >> 32),
+           event.events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR),
+           event.events & (EPOLLOUT | EPOLLHUP | EPOLLERR), woken);
+  }
+}

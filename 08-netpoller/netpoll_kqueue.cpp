@@ -1,0 +1,71 @@
+// Go: runtime/netpoll_kqueue.go.
+#include <sys/types.h>  // OpenBSD wants it first
+
+#include <sys/event.h>
+
+#include <array>
+#include <cerrno>
+#include <ctime>
+#include <system_error>
+#include <vector>
+
+#include "netpoll.h"
+
+namespace {
+
+#ifdef __linux__
+// libkqueue loses events of EV_CLEAR that do not fit into the list. So it is made to fit
+// all that can be: two for each descriptor.
+constexpr std::size_t kBatch = 65'536;
+#else
+constexpr std::size_t kBatch = 64;
+#endif
+
+// The number and the sequence travel in the event, as a pointer that points to nothing.
+void* tag(std::uint32_t sequence) {
+  return reinterpret_cast<void*>(std::uintptr_t{sequence});  // NOLINT(performance-no-int-to-ptr)
+}
+
+}  // namespace
+
+Fd Netpoller::make_queue() { return Fd(::kqueue()); }
+
+// Two filters, once, for as long as it is open; EV_CLEAR, because the one who is told and
+// the one who reads are not the same.
+bool Netpoller::watch(int fd, std::uint32_t sequence) {
+  std::array<struct kevent, 2> changes;
+  const auto ident = static_cast<std::uintptr_t>(fd);
+  EV_SET(&changes[0], ident, EVFILT_READ, EV_ADD | EV_CLEAR, 0, 0, tag(sequence));
+  EV_SET(&changes[1], ident, EVFILT_WRITE, EV_ADD | EV_CLEAR, 0, 0, tag(sequence));
+  // The pipe's read end cannot be written to.
+  const int count = fd == break_.read_end.get() ? 1 : 2;
+  return ::kevent(queue_.get(), changes.data(), count, nullptr, 0, nullptr) >= 0 || errno == EINTR;
+}
+
+// A BSD drops the filters when the descriptor is closed; libkqueue wants to be told.
+void Netpoller::unwatch(int fd) {
+  for (const short filter : {short{EVFILT_READ}, short{EVFILT_WRITE}}) {
+    struct kevent change {};
+    EV_SET(&change, static_cast<std::uintptr_t>(fd), filter, EV_DELETE, 0, 0, nullptr);
+    ::kevent(queue_.get(), &change, 1, nullptr, 0, nullptr);
+  }
+}
+
+void Netpoller::wait(std::optional<std::chrono::milliseconds> limit, GoroutineList& woken) {
+  static thread_local std::vector<struct kevent> events(kBatch);
+  timespec left{};
+  if (limit) {
+    left.tv_sec = static_cast<std::time_t>(limit->count() / 1000);
+    left.tv_nsec = static_cast<long>(limit->count() % 1000 * 1'000'000);
+  }
+  const int count = ::kevent(queue_.get(), nullptr, 0, events.data(),
+                             static_cast<int>(events.size()), limit ? &left : nullptr);
+  if (count < 0 && errno != EINTR) throw std::system_error(errno, std::system_category(), "kevent");
+  for (int i = 0; i < count; ++i) {
+    const struct kevent& event = events[static_cast<std::size_t>(i)];
+    report(static_cast<int>(event.ident),
+           static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(event.udata)),
+           event.filter == EVFILT_READ, event.filter == EVFILT_WRITE || (event.flags & EV_EOF),
+           woken);
+  }
+}

@@ -1,0 +1,302 @@
+#include "scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "hooks.h"
+#include "netpoll.h"
+
+namespace {
+
+constexpr int kBudget = 2;               // operations that may be done at once, one after another
+constexpr std::uint32_t kFairness = 61;  // turns after which the global queue comes first, as in Go
+constexpr std::chrono::milliseconds kWatch{10};  // how long a worker may neither poll nor be helped
+
+thread_local Worker* current = nullptr;
+
+}  // namespace
+
+[[gnu::noinline]] Worker* this_worker() { return current; }
+
+void go_on_at(std::coroutine_handle<> point) { this_worker()->goroutine->point = point; }
+
+void come_to_end(std::exception_ptr error) {
+  Worker& worker = *this_worker();
+  worker.ended = true;
+  worker.error = std::move(error);
+}
+
+void go(Task task) { this_worker()->scheduler.go(std::move(task)); }
+
+// One who could always go on would keep the worker to himself: after a few operations he
+// stands at the end of the line.
+bool Operation::await_ready() {
+  Worker& worker = *this_worker();
+  worker.over_budget = worker.budget-- == 0;
+  return !worker.over_budget && attempt();
+}
+
+void Operation::await_suspend(std::coroutine_handle<> point) {
+  Goroutine& goroutine = *this_worker()->goroutine;
+  goroutine.point = point;
+  goroutine.operation = this;
+}
+
+Scheduler::Scheduler(std::size_t workers, std::size_t blocking)
+    : timers_([this] {
+        if (polling_) netpoller_->break_poll();
+      }),
+      netpoller_(std::make_unique<Netpoller>(*this)),
+      pool_(blocking, std::numeric_limits<std::size_t>::max()) {
+  for (std::size_t i = 0; i < workers; ++i) workers_.push_back(std::make_unique<Worker>(*this, i));
+}
+
+Scheduler::~Scheduler() = default;
+
+void Scheduler::run(Task main) {
+  ++goroutines_;
+  main_ = &main.release();
+  ready(*main_);
+  std::vector<std::thread> threads;
+  try {
+    for (std::size_t i = 1; i < workers_.size(); ++i)
+      threads.emplace_back([this, i] { work(*workers_[i]); });
+    work(*workers_[0]);
+  } catch (...) {
+    stop();
+    for (std::thread& thread : threads) thread.join();
+    throw;
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+void Scheduler::go(Task task) {
+  ++goroutines_;
+  ready(task.release());
+}
+
+void Scheduler::ready(Goroutine& goroutine) {
+  GoroutineList one;
+  one.push(goroutine);
+  ready(one);
+}
+
+void Scheduler::ready(GoroutineList list) {
+  if (list.size() == 0) return;
+  Worker* worker = this_worker();
+  (worker && &worker->scheduler == this ? worker->queue : global_).push(list);
+  wake_one();
+}
+
+// ---- Running. Go: execute, gogo, gopark.
+
+void Scheduler::work(Worker& worker) {
+  current = &worker;
+  while (Goroutine* goroutine = find_runnable(worker)) {
+    stop_spinning(worker);
+    run(worker, *goroutine);
+  }
+  current = nullptr;
+}
+
+// Runs it until it waits. Once it is committed it may run elsewhere, and be gone.
+void Scheduler::run(Worker& worker, Goroutine& goroutine) {
+  worker.goroutine = &goroutine;
+  worker.budget = kBudget;
+  for (;;) {
+    if (goroutine.operation) {
+      if (!goroutine.operation->attempt()) {
+        HOOK(before_commit);
+        if (goroutine.operation->commit(goroutine)) return;
+        continue;
+      }
+      goroutine.operation = nullptr;
+    }
+    goroutine.point.resume();
+    if (std::exchange(worker.ended, false)) return finish(worker, goroutine);
+    if (!goroutine.operation) continue;  // it has called another Task, or returned to one
+    if (std::exchange(worker.over_budget, false)) return put_behind(goroutine);
+    HOOK(before_commit);
+    if (goroutine.operation->commit(goroutine)) return;
+  }
+}
+
+void Scheduler::finish(Worker& worker, Goroutine& goroutine) {
+  if (const std::exception_ptr error = std::exchange(worker.error, nullptr)) {
+    try {
+      std::rethrow_exception(error);
+    } catch (const std::exception& problem) {
+      log_line("a goroutine has ended: {}", problem.what());
+    }
+  }
+  const bool last = &goroutine == main_;
+  goroutine.frame.destroy();
+  --goroutines_;
+  if (last) stop();
+}
+
+// ---- Finding work. Go: findRunnable.
+
+Goroutine* Scheduler::find_runnable(Worker& worker) {
+  while (!stopping_) {
+    timers_.fire_due();
+    if (++worker.turns % kFairness == 0) {
+      if (Goroutine* goroutine = global_.pop()) return goroutine;
+    }
+    if (Goroutine* goroutine = worker.queue.pop()) return goroutine;
+    // In the global queue are those who have had a turn. Before the next one they have to
+    // let those go first who have become ready; else they would keep the network out. (In
+    // Go a thread of its own sees to that, sysmon: there a goroutine may run for long.)
+    if (global_.size() > 0 && poll_now(worker)) continue;
+    if (Goroutine* goroutine = global_.pop()) return goroutine;
+    if (Goroutine* goroutine = steal(worker)) return goroutine;
+    idle(worker);
+  }
+  return nullptr;
+}
+
+Goroutine* Scheduler::steal(Worker& worker) {
+  if (!worker.spinning) {
+    worker.spinning = true;
+    ++spinning_;
+  }
+  worker.random = worker.random * 6364136223846793005u + 1442695040888963407u;
+  const std::size_t start = (worker.random >> 33) % workers_.size();
+  for (std::size_t i = 0; i < workers_.size(); ++i) {
+    GoroutineList half = workers_[(start + i) % workers_.size()]->queue.take_half();
+    Goroutine* first = half.pop();
+    if (!first) continue;
+    ++steals_;
+    worker.queue.push(half);
+    return first;
+  }
+  return nullptr;
+}
+
+// Who was the last to look for work, and has found some, has somebody else look: there
+// may be more.
+void Scheduler::stop_spinning(Worker& worker) {
+  if (!std::exchange(worker.spinning, false)) return;
+  if (--spinning_ == 0 && has_work()) wake_one();
+}
+
+bool Scheduler::has_work() const {
+  return global_.size() > 0 ||
+         std::any_of(workers_.begin(), workers_.end(),
+                     [](const auto& worker) { return worker->queue.size() > 0; });
+}
+
+// ---- Polling, sleeping and waking.
+
+// Looks who is ready, unless somebody else is at it. Whether anybody is.
+bool Scheduler::poll_now(Worker& worker) {
+  if (polling_.exchange(true)) return false;
+  ++polls_;
+  GoroutineList woken = netpoller_->poll(Clock::time_point::min());
+  polling_ = false;
+  if (woken.size() == 0) return false;
+  worker.queue.push(woken);
+  if (woken.size() > 1) wake_one();
+  return true;
+}
+
+// First it says that it is idle, then it drops out of the search, and then it looks once
+// more. Whoever has work first puts it into a queue, and then looks for a searcher, and
+// for the idle. So one of the two sees the other.
+void Scheduler::idle(Worker& worker) {
+  bool polls = false;
+  {
+    const std::lock_guard lock(mutex_);
+    polls = !polling_.exchange(true);
+    worker.woken = false;
+    if (!polls) sleepers_.push_back(&worker);
+    ++idle_;
+  }
+  if (std::exchange(worker.spinning, false)) --spinning_;
+  HOOK(before_sleep);
+  const bool stay = !has_work() && !stopping_;
+  if (polls) {
+    block_in_poll(worker, stay);
+  } else {
+    sleep(worker, stay);
+  }
+}
+
+// `stay`: not if there was work after all.
+void Scheduler::block_in_poll(Worker& worker, bool stay) {
+  HOOK(before_block);
+  GoroutineList woken;
+  if (stay) {
+    ++polls_;
+    woken = netpoller_->poll(timers_.next());
+  }
+  polling_ = false;
+  --idle_;
+  worker.queue.push(woken);
+  if (woken.size() > 1) wake_one();
+}
+
+// Who has slept longest keeps an eye open. If all others are busy and nobody has polled
+// for a while, one of them is stuck in a goroutine that takes its time; and he takes over.
+void Scheduler::sleep(Worker& worker, bool stay) {
+  std::unique_lock lock(mutex_);
+  while (stay && !worker.woken && !stopping_) {
+    if (sleepers_.front() != &worker) {
+      worker.wake.wait(lock);
+    } else if (worker.wake.wait_for(lock, kWatch) == std::cv_status::timeout) {
+      stay = polling_ && !has_work();
+    }
+  }
+  if (worker.woken) return;  // it was taken off the list, and counted as a searcher
+  std::erase(sleepers_, &worker);
+  if (!sleepers_.empty()) sleepers_.front()->wake.notify_one();
+  --idle_;
+}
+
+// Has somebody look for work, unless somebody does.
+void Scheduler::wake_one() {
+  if (idle_ == 0 || spinning_ > 0) return;
+  const std::lock_guard lock(mutex_);
+  if (sleepers_.empty()) {
+    if (polling_) netpoller_->break_poll();
+    return;
+  }
+  Worker& worker = *sleepers_.back();
+  sleepers_.pop_back();
+  worker.woken = worker.spinning = true;
+  ++spinning_;
+  --idle_;
+  worker.wake.notify_one();
+}
+
+// Behind all others. Somebody else may have him, if there is more than he.
+void Scheduler::put_behind(Goroutine& goroutine) {
+  GoroutineList one;
+  one.push(goroutine);
+  global_.push(one);
+  if (global_.size() > 1) wake_one();
+}
+
+void Scheduler::stop() {
+  stopping_ = true;
+  const std::lock_guard lock(mutex_);
+  for (Worker* worker : sleepers_) worker->wake.notify_one();
+  netpoller_->break_poll();
+}
+
+std::string Scheduler::trace() {
+  const std::size_t idle = static_cast<std::size_t>(idle_.load());
+  std::string queues;
+  std::size_t queued = global_.size();
+  for (const auto& worker : workers_) {
+    queued += worker->queue.size();
+    queues += fmt::format(" {}", worker->queue.size());
+  }
+  const std::size_t running = workers_.size() - std::min(workers_.size(), idle);
+  const std::size_t busy = std::min(goroutines_.load(), queued + running);
+  return fmt::format(
+      "SCHED workers={} idle={} inpoll={} spinning={} global={} queues=[{} ] parked={} polls={} "
+      "steals={} breaks={}",
+      workers_.size(), idle, polling_ ? 1 : 0, spinning_.load(), global_.size(), queues,
+      goroutines_ - busy, polls_.load(), steals_.load(), netpoller_->breaks());
+}

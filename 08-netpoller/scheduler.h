@@ -1,0 +1,134 @@
+// Scheduler: many goroutines on a few threads. Go: runtime/proc.go.
+//
+// A worker is a thread with a run queue. It runs a goroutine until that waits, then the
+// next; when its queue is empty it takes from the global queue, or steals half of
+// another worker's. When there is nothing at all, one worker blocks in the poll, and the
+// others sleep. Go keeps threads (M) and the right to run (P) apart, so that a P can go
+// on without a thread that is stuck in a system call. Here a worker is both: a goroutine
+// that blocks keeps its worker. Blocking work goes to a pool (blocking, in net.h).
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/socket/process.h"
+#include "run_queue.h"
+#include "task.h"
+#include "timers.h"
+#include "worker_pool.h"
+
+// What a goroutine waits for, in the place where it waits. `co_await operation` tries it;
+// if it cannot be done now, the goroutine is suspended, and the worker, on its own stack,
+// commits: from then on whoever makes the operation possible finds the goroutine and has
+// it run, maybe on another worker and at once. So after a commit that was successful
+// nothing of the operation or the goroutine may be touched.
+class Operation {
+ public:
+  virtual bool attempt() = 0;                     // whether it is done
+  virtual bool commit(Goroutine& goroutine) = 0;  // false: attempt it again
+
+  bool await_ready();
+  void await_suspend(std::coroutine_handle<> point);
+
+ protected:
+  ~Operation() = default;
+};
+
+class Netpoller;
+class Scheduler;
+
+struct Worker {
+  Worker(Scheduler& of, std::size_t number) : scheduler(of), random(number + 1) {}
+
+  Scheduler& scheduler;
+  RunQueue queue;
+  std::vector<std::unique_ptr<char[]>> buffers;  // that nobody has borrowed (net.cpp)
+  // Of the goroutine that it runs.
+  Goroutine* goroutine = nullptr;
+  int budget = 0;
+  bool over_budget = false;
+  bool ended = false;
+  std::exception_ptr error;
+  // Of its search for one.
+  std::uint32_t turns = 0;
+  std::uint64_t random;
+  bool spinning = false;  // it looks for work of others
+  bool woken = false;     // the scheduler's lock guards it
+  std::condition_variable wake;
+};
+
+class Scheduler {
+ public:
+  // `workers` threads run goroutines, one of them is that which calls run(); `blocking`
+  // others do what blocks. Throws StartupError, or std::system_error for want of threads.
+  Scheduler(std::size_t workers, std::size_t blocking);
+  ~Scheduler();
+
+  // Runs `main`, and all that it starts, until it ends. Others that have not ended by
+  // then are dropped, as in Go when main returns; unfinished() says how many.
+  void run(Task main);
+
+  // Any thread may call these.
+  void go(Task task);
+  void ready(Goroutine& goroutine);
+  void ready(GoroutineList list);
+  void put_behind(Goroutine& goroutine);  // it can go on, but others first
+
+  Netpoller& netpoller() { return *netpoller_; }
+  Timers& timers() { return timers_; }
+  WorkerPool& pool() { return pool_; }
+  std::size_t unfinished() const { return goroutines_; }
+
+  // A line as of GODEBUG=schedtrace.
+  std::string trace();
+
+ private:
+  void work(Worker& worker);
+  void run(Worker& worker, Goroutine& goroutine);
+  void finish(Worker& worker, Goroutine& goroutine);
+
+  Goroutine* find_runnable(Worker& worker);
+  Goroutine* steal(Worker& worker);
+  bool poll_now(Worker& worker);
+  void stop_spinning(Worker& worker);
+  void idle(Worker& worker);
+  void block_in_poll(Worker& worker, bool stay);
+  void sleep(Worker& worker, bool stay);
+  bool has_work() const;
+  void wake_one();
+  void stop();
+
+  std::vector<std::unique_ptr<Worker>> workers_;
+  RunQueue global_;
+  Timers timers_;
+  std::unique_ptr<Netpoller> netpoller_;
+  Goroutine* main_ = nullptr;
+  std::atomic<std::size_t> goroutines_ = 0;
+  std::atomic<bool> stopping_ = false;
+
+  std::atomic<int> idle_ = 0;      // workers that sleep or block in the poll
+  std::atomic<int> spinning_ = 0;  // workers that look for work
+  std::atomic<bool> polling_ = false;
+  std::mutex mutex_;  // of sleepers_, and of going to sleep
+  std::vector<Worker*> sleepers_;
+  std::atomic<std::uint64_t> polls_ = 0;
+  std::atomic<std::uint64_t> steals_ = 0;
+  WorkerPool pool_;  // the last member, so the first to go: its threads use the others
+};
+
+// The worker whose thread this is, or none. Not inlined: a coroutine may go on in another
+// thread after each co_await, and a compiler that knew this function would remember the
+// address from before.
+Worker* this_worker();
+
+// Starts a goroutine, from another one.
+void go(Task task);

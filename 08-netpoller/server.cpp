@@ -1,0 +1,199 @@
+// 08-netpoller: an echo server that reads like 01 and costs like 04.
+//
+// A goroutine for each connection: it reads, and writes what it has read. Where it would
+// have to wait it parks, which costs no thread. This is Go's:
+//
+//   for {                                        for (;;)
+//     conn, _ := listener.Accept()                 go(echo(co_await listener.accept()));
+//     go echo(conn)
+//   }
+//
+// and what is more here is about the end: of descriptors, of patience, of the server.
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <string_view>
+#include <thread>
+#include <unordered_set>
+#include <utility>
+
+#include "common/socket/options.h"
+#include "common/socket/process.h"
+#include "net.h"
+#include "scheduler.h"
+
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr milliseconds kTick{200};    // from one look at who can go to the next
+constexpr milliseconds kGrace{5000};  // from SIGTERM to the end, at most
+constexpr std::size_t kBlockingThreads = 16;
+
+struct Limits {
+  milliseconds idle_timeout{0};
+  milliseconds work{0};
+};
+
+// A connection and what must be known of it at a stop. Go: http.Server keeps such a set.
+struct Session;
+
+class Sessions {
+ public:
+  void add(Session& session);
+  void remove(Session& session);
+  std::size_t size();
+  void end_the_quiet();  // those for whom nothing has happened since the last call
+  void close_all();
+
+ private:
+  std::mutex mutex_;
+  std::unordered_set<Session*> sessions_;
+};
+
+struct Session {
+  Session(Sessions& of, Conn& its) : sessions(of), conn(its) { sessions.add(*this); }
+  ~Session() { sessions.remove(*this); }
+
+  Sessions& sessions;
+  Conn& conn;
+  std::atomic<bool> reading = false;  // waits for a request: there is nothing to finish
+  std::atomic<bool> quiet = false;    // nothing has happened since the last look
+};
+
+void Sessions::add(Session& session) {
+  const std::lock_guard lock(mutex_);
+  sessions_.insert(&session);
+}
+
+void Sessions::remove(Session& session) {
+  const std::lock_guard lock(mutex_);
+  sessions_.erase(&session);
+}
+
+std::size_t Sessions::size() {
+  const std::lock_guard lock(mutex_);
+  return sessions_.size();
+}
+
+void Sessions::end_the_quiet() {
+  const std::lock_guard lock(mutex_);
+  for (Session* session : sessions_) {
+    if (session->quiet.exchange(true) && session->reading && session->conn.unread() == 0)
+      session->conn.set_read_deadline(Clock::time_point::min());
+  }
+}
+
+void Sessions::close_all() {
+  const std::lock_guard lock(mutex_);
+  for (Session* session : sessions_) session->conn.close();
+}
+
+Task work_on(milliseconds work) {
+  co_await blocking([work] { std::this_thread::sleep_for(work); });
+}
+
+Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
+  Session session(sessions, conn);
+  for (;;) {
+    if (limits.idle_timeout > milliseconds(0)) {
+      conn.set_read_deadline(Clock::now() + limits.idle_timeout);
+      conn.set_write_deadline(Clock::now() + limits.idle_timeout);
+    }
+    session.reading = true;
+    const Received request = co_await conn.read();
+    session.reading = false;
+    session.quiet = false;
+    if (request.status != Status::ok) co_return;
+    if (request.bytes.view().starts_with('#')) co_await work_on(limits.work);
+    if (co_await conn.write_all(request.bytes.view()) != Status::ok) co_return;
+  }
+}
+
+// Go: http.Server.Serve has the same answer to an accept that fails.
+Task serve(Listener& listener, Sessions& sessions, const Limits& limits) {
+  OncePerSecond may_say;
+  milliseconds pause{5};
+  for (;;) {
+    AcceptResult next = co_await listener.accept();
+    if (next.status == Status::ok) {
+      go(echo(std::move(next.conn), sessions, limits));
+      pause = milliseconds(5);
+    } else if (next.status == Status::out_of_resources) {
+      if (may_say()) log_line("cannot accept: {}", error_text(next.error));
+      co_await sleep_for(pause);
+      pause = std::min(2 * pause, milliseconds(1000));
+    } else {
+      co_return;
+    }
+  }
+}
+
+// Signals, as bytes that are read from a pipe like those of any client.
+int stop_pipe = -1;
+
+void on_signal(int) {
+  const int error = errno;
+  [[maybe_unused]] const auto written = ::write(stop_pipe, "!", 1);
+  errno = error;
+}
+
+// The server's main goroutine: starts it, waits for a signal, and ends it. No one new
+// then, but for those in the backlog; who has bytes on the way is served; who is quiet
+// is told so by a deadline that has passed.
+Task run_server(Listener& listener, Conn& signals, const Limits& limits, Scheduler& scheduler) {
+  Sessions sessions;
+  go(serve(listener, sessions, limits));
+  (void)co_await signals.read();
+  while (auto conn = listener.accept_now()) go(echo(std::move(*conn), sessions, limits));
+  listener.close();
+  const auto grace_ends = Clock::now() + kGrace;
+  while (sessions.size() > 0 && Clock::now() + kTick < grace_ends) {
+    co_await sleep_for(kTick);
+    sessions.end_the_quiet();
+  }
+  sessions.close_all();
+  const auto end = Clock::now() + kTick;
+  while (scheduler.unfinished() > 1 && Clock::now() < end) co_await sleep_for(milliseconds(1));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Endpoint endpoint;
+  Limits limits;
+  std::size_t workers = std::max(1u, std::thread::hardware_concurrency());
+  Options options("An echo server of goroutines: each waits, and none keeps a thread waiting.");
+  options.add(endpoint);
+  options.add("workers", workers, "threads that run goroutines");
+  options.add("idle-timeout", limits.idle_timeout, "closes who is silent for so long");
+  options.add("work", limits.work, "what a request that begins with # takes, blocking");
+  options.parse(argc, argv);
+
+  try {
+    keep_standard_descriptors();
+    ignore_sigpipe();
+    raise_descriptor_limit();
+    Scheduler scheduler(workers, kBlockingThreads);
+    Listener listener(scheduler, endpoint);
+    Pipe pipe = make_pipe();
+    stop_pipe = pipe.write_end.get();
+    Conn signals(scheduler.netpoller().open(std::move(pipe.read_end)));
+    std::signal(SIGINT, on_signal);
+    std::signal(SIGTERM, on_signal);
+    announce(listener.socket());
+    scheduler.run(run_server(listener, signals, limits, scheduler));
+    if (scheduler.unfinished() > 0) {  // a thread cannot be ended from outside; the process can
+      log_line("{} goroutines are not finished", scheduler.unfinished());
+      std::_Exit(0);
+    }
+  } catch (const std::exception& error) {
+    log_line("{}: {}", argv[0], error.what());
+    return 1;
+  }
+}

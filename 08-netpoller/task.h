@@ -1,0 +1,92 @@
+// Task: a coroutine, and Goroutine: what the scheduler knows of one that it runs.
+//
+// After Go's g (runtime/runtime2.go). A g has a stack, which grows. A coroutine has a
+// frame, which the compiler lays out: as large as what is alive across a co_await, and
+// no larger. So `co_await` has to stand wherever the coroutine may wait, also in between:
+// a function that waits is a Task too, and whoever calls it says co_await.
+#pragma once
+
+#include <coroutine>
+#include <exception>
+#include <utility>
+
+class Operation;
+
+struct Goroutine {
+  std::coroutine_handle<> frame;   // the outermost; the scheduler destroys it at the end
+  std::coroutine_handle<> point;   // the innermost: where it goes on
+  Operation* operation = nullptr;  // what it waits for there
+  Goroutine* next = nullptr;       // in a run queue
+};
+
+// Where the goroutine that is running goes on when this call to it returns, and that it
+// has come to its end. The scheduler's (scheduler.cpp).
+void go_on_at(std::coroutine_handle<> point);
+void come_to_end(std::exception_ptr error);
+
+class [[nodiscard]] Task {
+ public:
+  struct promise_type;
+  using Handle = std::coroutine_handle<promise_type>;
+
+  // At the end a called Task goes back to its caller. It does not resume it: that would
+  // put one resume into another, and g++ 12 keeps such a tower on the stack. It says
+  // where to go on, and returns to the worker, who does.
+  struct End {
+    bool await_ready() noexcept { return false; }
+    void await_suspend(Handle frame) noexcept;
+    void await_resume() noexcept {}
+  };
+
+  struct promise_type {
+    Goroutine goroutine;             // of the outermost Task
+    std::coroutine_handle<> caller;  // of all others
+    std::exception_ptr error;
+
+    Task get_return_object() { return Task(Handle::from_promise(*this)); }
+    std::suspend_always initial_suspend() noexcept { return {}; }
+    End final_suspend() noexcept { return {}; }
+    void return_void() {}
+    void unhandled_exception() { error = std::current_exception(); }
+  };
+
+  Task(Task&& other) noexcept : frame_(std::exchange(other.frame_, nullptr)) {}
+  Task(const Task&) = delete;
+  Task& operator=(const Task&) = delete;
+  Task& operator=(Task&&) = delete;
+  ~Task() {
+    if (frame_) frame_.destroy();
+  }
+
+  // co_await task: runs it to its end, and throws what it threw.
+  bool await_ready() const noexcept { return false; }
+  void await_suspend(std::coroutine_handle<> caller) {
+    frame_.promise().caller = caller;
+    go_on_at(frame_);
+  }
+  void await_resume() {
+    if (frame_.promise().error) std::rethrow_exception(frame_.promise().error);
+  }
+
+  // Makes it a goroutine, which owns itself from now on.
+  Goroutine& release() {
+    Handle frame = std::exchange(frame_, nullptr);
+    Goroutine& goroutine = frame.promise().goroutine;
+    goroutine.frame = goroutine.point = frame;
+    return goroutine;
+  }
+
+ private:
+  explicit Task(Handle frame) : frame_(frame) {}
+
+  Handle frame_;
+};
+
+inline void Task::End::await_suspend(Handle frame) noexcept {
+  promise_type& promise = frame.promise();
+  if (promise.caller) {
+    go_on_at(promise.caller);
+  } else {
+    come_to_end(std::move(promise.error));
+  }
+}

@@ -1,0 +1,53 @@
+// Timers: who is to be woken when. Go: runtime/time.go.
+//
+// Go has a heap of them for each P, so that setting one takes no lock that another
+// processor might hold. Here there is one set, and one lock; it is seldom taken, because
+// a deadline that is put off is not moved in the set (netpoll.h).
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <utility>
+
+using Clock = std::chrono::steady_clock;
+
+class Timer {
+ public:
+  // Called when it is due, by a worker; it is no longer in the set then.
+  virtual void fire() = 0;
+
+ protected:
+  ~Timer() = default;
+
+ private:
+  friend class Timers;
+  std::optional<Clock::time_point> when_;  // while it is in the set; the set's lock guards it
+};
+
+class Timers {
+ public:
+  // `sooner` is called when what was added is due before all others: whoever sleeps
+  // until the next one has to know.
+  explicit Timers(std::function<void()> sooner) : sooner_(std::move(sooner)) {}
+
+  // Any thread may call these. A timer that is in the set already is moved if `when` is
+  // earlier. One that has been removed may still be about to fire, by another thread.
+  void add(Timer& timer, Clock::time_point when);
+  void remove(Timer& timer);
+
+  // When the next is due: at the end of time, if there is none.
+  Clock::time_point next() const { return next_.load(); }
+  void fire_due();
+
+ private:
+  void update_next();
+
+  std::mutex mutex_;
+  std::set<std::pair<Clock::time_point, Timer*>> timers_;
+  std::atomic<Clock::time_point> next_{Clock::time_point::max()};
+  std::function<void()> sooner_;
+};

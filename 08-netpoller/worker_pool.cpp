@@ -1,0 +1,62 @@
+#include "worker_pool.h"
+
+#include <utility>
+
+WorkerPool::WorkerPool(std::size_t workers, std::size_t queue) : queue_(queue) {
+  try {
+    for (std::size_t i = 0; i < workers; ++i) threads_.emplace_back([this] { work(); });
+  } catch (...) {
+    stop();  // those that were started
+    throw;
+  }
+}
+
+WorkerPool::~WorkerPool() { stop(); }
+
+bool WorkerPool::full() const {
+  const std::lock_guard lock(mutex_);
+  return jobs_.size() >= queue_;
+}
+
+std::size_t WorkerPool::unfinished() const {
+  const std::lock_guard lock(mutex_);
+  return jobs_.size() + running_;
+}
+
+bool WorkerPool::try_submit(Job job) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (jobs_.size() >= queue_) return false;
+    jobs_.push_back(std::move(job));
+  }
+  changed_.notify_one();
+  return true;
+}
+
+// What every worker does. The lock is held to take a job, never while one is done.
+void WorkerPool::work() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
+    if (stopping_) return;
+    {
+      const Job job = std::move(jobs_.front());
+      jobs_.pop_front();
+      ++running_;
+      lock.unlock();
+      job();
+    }  // what the job held is given back here, unlocked too
+    lock.lock();
+    --running_;
+  }
+}
+
+void WorkerPool::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    jobs_.clear();
+  }
+  changed_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
