@@ -298,12 +298,11 @@ TEST_CASE("a connection whose filter cannot be added is closed and the others li
   holds([] {
 #ifdef __linux__
     // libkqueue's eighth call is the second client's; it reports the refusal with the
-    // next event.
+    // next event, which is the third client's or a tick's.
     ServerProcess server(under_strace(kServer.command, {"epoll_ctl:error=ENOSPC:when=8"}));
     Client first(server.address());
     first.echo("first");
     Client second(server.address());
-    CHECK_FALSE(second.is_closed_within(100ms));
     Client third(server.address());
     third.echo("third");
     CHECK(second.is_closed_within(patience));
