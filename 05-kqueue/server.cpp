@@ -33,6 +33,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
+#ifdef __NetBSD__
+using Count = std::size_t;  // of changes and of events, as kevent takes it
+#else
+using Count = int;
+#endif
+
 constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others have their turn
 constexpr std::size_t kPendingLimit = 64 * 1024;  // who does not read is not read from
 constexpr milliseconds kTick{200};                // from one look at things to the next
@@ -112,7 +118,7 @@ class Server {
       change(number, EVFILT_SIGNAL, EV_ADD);
     }
     change(0, EVFILT_TIMER, EV_ADD, static_cast<int>(kTick.count()));
-    const int count = static_cast<int>(changes_.size());
+    const auto count = static_cast<Count>(changes_.size());
     if (::kevent(kqueue_.get(), changes_.data(), count, nullptr, 0, nullptr) < 0)
       throw StartupError(fmt::format("no kqueue: {}", error_text(errno)));
     changes_.clear();
@@ -144,8 +150,8 @@ class Server {
     std::array<struct kevent, kBatch> events;
     const timespec at_once{};
     const int count =
-        ::kevent(kqueue_.get(), changes_.data(), static_cast<int>(changes_.size()), events.data(),
-                 static_cast<int>(events.size()), closed_.empty() ? nullptr : &at_once);
+        ::kevent(kqueue_.get(), changes_.data(), static_cast<Count>(changes_.size()), events.data(),
+                 static_cast<Count>(events.size()), closed_.empty() ? nullptr : &at_once);
     if (count < 0 && errno != EINTR)
       throw std::system_error(errno, std::system_category(), "kevent");
     changes_.clear();  // they are made, even if a signal has ended the wait
