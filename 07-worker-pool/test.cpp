@@ -113,6 +113,24 @@ TEST_CASE("at SIGTERM what came while the server did not run is echoed") {
   });
 }
 
+TEST_CASE("at SIGTERM what comes in the last moment is echoed") {
+  holds([] {
+    // The look at the socket in the second tick, after which the client would be closed,
+    // takes two seconds to begin: from 0.4 s to 2.4 s after the signal.
+    ServerProcess server(under_strace(kServer.command, {"ioctl:delay_enter=2000000:when=2"}));
+    Client client(server.address());
+    client.echo("hello");
+    server.signal(SIGTERM);
+    std::this_thread::sleep_for(1200ms);
+    client.send("wait");
+    CHECK(client.receive(4) == "wait");
+    CHECK(client.is_closed_within(patience));
+    const auto exit = server.wait_for_exit(1s);
+    REQUIRE(exit.has_value());
+    CHECK(exit->text() == "exit code 0");
+  });
+}
+
 TEST_CASE("without a free descriptor it can still be stopped") {
   holds([] {
     Command command = kServer.command;

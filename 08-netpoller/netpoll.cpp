@@ -38,10 +38,12 @@ bool PollDesc::wait_for_lock(PollOperation& operation) {
 void PollDesc::unlock(Direction direction) {
   HOOK(before_unlock);
   std::uint32_t use = use_;
+  std::uint32_t left = 0;
   do {
     if (use & wanted(direction)) return hand_over(direction);
-  } while (!use_.compare_exchange_weak(use, use & ~held(direction)));
-  drop_user();
+    left = (use & ~held(direction)) - kUser;
+  } while (!use_.compare_exchange_weak(use, left));
+  if (left < kUser) close_descriptor();
 }
 
 // To the first in line: it stays held, and its user is another one now.
@@ -69,7 +71,7 @@ void PollDesc::close() {
     wake(direction);
     wake_line(direction);
   }
-  drop_user();
+  if ((use_ -= kUser) < kUser) close_descriptor();
 }
 
 void PollDesc::wake_line(Direction direction) {
@@ -83,9 +85,8 @@ void PollDesc::wake_line(Direction direction) {
   netpoller_->scheduler().ready(woken);
 }
 
-// The last one closes. After that the number, and this, may be somebody else's.
-void PollDesc::drop_user() {
-  if ((use_ -= kUser) >= kUser) return;
+// By the last user. After that the number, and this, may be somebody else's.
+void PollDesc::close_descriptor() {
   const Fd last = std::move(fd_);
   netpoller_->unwatch(last.get());
   ++sequence_;
@@ -95,10 +96,9 @@ void PollDesc::drop_user() {
 
 bool PollDesc::block(Direction direction) {
   for (;;) {
-    std::uintptr_t expected = kReady;
-    if (state(direction).compare_exchange_strong(expected, kNil)) return true;
-    expected = kNil;
-    if (state(direction).compare_exchange_strong(expected, kWait)) return false;
+    std::uintptr_t expected = state(direction);
+    const std::uintptr_t next = expected == kReady ? kNil : kWait;
+    if (state(direction).compare_exchange_strong(expected, next)) return next == kNil;
   }
 }
 
@@ -165,17 +165,16 @@ bool PollOperation::attempt() {
 }
 
 bool PollOperation::try_call() {
-  bool skip = may_skip_call();
+  const bool woken = std::exchange(parked_, false);
+  if (woken) desc_->reset(direction_);
+  bool skip = !woken && may_skip_call();
   for (;;) {
     if (const auto why = failure()) {
       fail(*why);
       return true;
     }
-    if (!skip) {
-      desc_->reset(direction_);
-      HOOK(before_call);
-      if (call()) return true;
-    }
+    HOOK(before_call);
+    if (!skip && call()) return true;
     skip = false;
     if (desc_->block(direction_)) continue;
     HOOK(before_recheck);
@@ -186,7 +185,9 @@ bool PollOperation::try_call() {
 
 bool PollOperation::commit(Goroutine& goroutine) {
   goroutine_ = &goroutine;
-  return locked_ ? desc_->park(direction_, goroutine) : desc_->wait_for_lock(*this);
+  if (!locked_) return desc_->wait_for_lock(*this);
+  parked_ = true;
+  return desc_->park(direction_, goroutine);
 }
 
 std::optional<PollOperation::Failure> PollOperation::failure() const {

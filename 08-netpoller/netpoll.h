@@ -11,16 +11,17 @@
 //     nil   -> wait     block(): the system call said "not now"
 //     ready -> nil      block(): something came meanwhile: call again
 //     wait  -> parked   park(): once the goroutine is suspended
-//     any   -> nil      reset(): before each system call
+//     any   -> nil      reset(): the waiter, when he has been woken
 //     any   -> ready    unblock(true): the poller; wakes who is parked
 //     wait, parked -> nil   unblock(false): a deadline, or close; wakes who is parked
 //
-// No wake-up is lost, because each side first writes and then looks. The waiter resets
+// No wake-up is lost, because each side first writes and then looks. Who is woken resets
 // and then calls: what is reported after the reset leaves `ready`, what was reported
-// before it is there for the call. The waiter says `wait` and then looks whether the
-// descriptor is closed or the deadline has passed; the other side first says so and then
-// unblocks. And if somebody unblocks between `wait` and `parked`, park() fails, and the
-// goroutine goes on.
+// before it is there for the call. (Go resets before each operation. Here what is stale
+// costs one call more, when it is in the way: block() takes it, and it is tried again.)
+// The waiter says `wait` and then looks whether the descriptor is closed or the deadline
+// has passed; the other side first says so and then unblocks. And if somebody unblocks
+// between `wait` and `parked`, park() fails, and the goroutine goes on.
 //
 // PollDescs are kept by the descriptor's number, and never freed. An event that comes
 // late, for a number's former owner, is known by its sequence number (Go keeps pollDescs
@@ -132,7 +133,7 @@ class PollDesc {
   void wake_line(Direction direction);
   void wake(Direction direction);
   void deadline_due(Direction direction);
-  void drop_user();
+  void close_descriptor();
 
   Netpoller* netpoller_ = nullptr;
   Fd fd_;
@@ -215,6 +216,7 @@ class PollOperation : public Operation {
   PollDesc* desc_;
   Direction direction_;
   bool locked_ = false;
+  bool parked_ = false;
   Goroutine* goroutine_ = nullptr;  // while it is in line for the lock
   PollOperation* next_in_line_ = nullptr;
 };

@@ -38,6 +38,7 @@ constexpr std::size_t kBlockingThreads = 16;
 struct Limits {
   milliseconds idle_timeout{0};
   milliseconds work{0};
+  milliseconds trace{0};
 };
 
 // A connection and what must be known of it at a stop. Go: http.Server keeps such a set.
@@ -143,6 +144,25 @@ void on_signal(int) {
   errno = error;
 }
 
+// A timer that is set again by itself, and needs no goroutine that would have to end.
+class Trace : private Timer {
+ public:
+  Trace(Scheduler& scheduler, milliseconds period) : scheduler_(scheduler), period_(period) {
+    if (period_ > milliseconds(0)) set();
+  }
+  ~Trace() { scheduler_.timers().remove(*this); }
+
+ private:
+  void set() { scheduler_.timers().add(*this, Clock::now() + period_); }
+  void fire() override {
+    log_line("{}", scheduler_.trace());
+    set();
+  }
+
+  Scheduler& scheduler_;
+  const milliseconds period_;
+};
+
 // The server's main goroutine: starts it, waits for a signal, and ends it. No one new
 // then, but for those in the backlog; who has bytes on the way is served; who is quiet
 // is told so by a deadline that has passed.
@@ -173,6 +193,7 @@ int main(int argc, char** argv) {
   options.add("workers", workers, "threads that run goroutines");
   options.add("idle-timeout", limits.idle_timeout, "closes who is silent for so long");
   options.add("work", limits.work, "what a request that begins with # takes, blocking");
+  options.add("schedtrace", limits.trace, "says so often what the scheduler does");
   options.parse(argc, argv);
 
   try {
@@ -186,6 +207,7 @@ int main(int argc, char** argv) {
     Conn signals(scheduler.netpoller().open(std::move(pipe.read_end)));
     std::signal(SIGINT, on_signal);
     std::signal(SIGTERM, on_signal);
+    const Trace trace(scheduler, limits.trace);
     announce(listener.socket());
     scheduler.run(run_server(listener, signals, limits, scheduler));
     if (scheduler.unfinished() > 0) {  // a thread cannot be ended from outside; the process can
