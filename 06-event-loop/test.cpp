@@ -116,7 +116,7 @@ TEST_CASE("at SIGTERM what comes in the last moment is echoed") {
   holds([] {
     // The look at the socket in the second tick, after which the client would be closed,
     // takes two seconds to begin: from 0.4 s to 2.4 s after the signal.
-    ServerProcess server(under_strace(kServer.command, {"ioctl:delay_enter=2000000:when=2"}));
+    ServerProcess server(under_strace(kServer.command, {"ioctl:delay_enter=2000000:when=1"}));
     Client client(server.address());
     client.echo("hello");
     server.signal(SIGTERM);

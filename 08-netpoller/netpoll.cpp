@@ -24,7 +24,7 @@ PollDesc::Lock PollDesc::lock(Direction direction) {
 
 // Says that he waits, unless the lock was given back meanwhile. Only then is he found.
 bool PollDesc::wait_for_lock(PollOperation& operation) {
-  const std::lock_guard guard(mutex_);
+  const std::lock_guard guard(mutex());
   std::uint32_t use = use_;
   do {
     if ((use & kClosing) || !(use & held(operation.direction_))) return false;
@@ -50,7 +50,7 @@ void PollDesc::unlock(Direction direction) {
 void PollDesc::hand_over(Direction direction) {
   PollOperation* first = nullptr;
   {
-    const std::lock_guard guard(mutex_);
+    const std::lock_guard guard(mutex());
     PollOperation*& line = lines_[static_cast<std::size_t>(direction)];
     if (line) first = std::exchange(line, line->next_in_line_);
     if (!line) use_ &= ~wanted(direction);
@@ -66,8 +66,8 @@ void PollDesc::close() {
     if (use & kClosing) return;
   } while (!use_.compare_exchange_weak(use, use | kClosing));
   // It is published; now wake those who would not look otherwise.
+  netpoller_->scheduler().timers().remove(*this);
   for (const Direction direction : {Direction::read, Direction::write}) {
-    netpoller_->scheduler().timers().remove(timer(direction));
     wake(direction);
     wake_line(direction);
   }
@@ -77,7 +77,7 @@ void PollDesc::close() {
 void PollDesc::wake_line(Direction direction) {
   GoroutineList woken;
   {
-    const std::lock_guard guard(mutex_);
+    const std::lock_guard guard(mutex());
     PollOperation* waiter = std::exchange(lines_[static_cast<std::size_t>(direction)], nullptr);
     use_ &= ~wanted(direction);
     for (; waiter; waiter = waiter->next_in_line_) woken.push(*waiter->goroutine_);
@@ -128,23 +128,38 @@ void PollDesc::wake(Direction direction) {
 void PollDesc::set_deadline(Direction direction, std::optional<Clock::time_point> when) {
   const bool past = when && *when <= Clock::now();
   {
-    const std::lock_guard guard(mutex_);
+    const std::lock_guard guard(mutex());
     if (closing()) return;
     deadline(direction) = past ? kExpired : when.value_or(kNever);
-    if (when && !past) netpoller_->scheduler().timers().add(timer(direction), *when);
+    if (when && !past) netpoller_->scheduler().timers().add(*this, *when);
   }
   if (past) wake(direction);
 }
 
-void PollDesc::deadline_due(Direction direction) {
+void PollDesc::fire() {
+  std::array<bool, 2> due{};
   {
-    const std::lock_guard guard(mutex_);
-    const auto when = deadline(direction).load();
-    if (closing() || when == kNever) return;
-    if (when > Clock::now()) return netpoller_->scheduler().timers().add(timer(direction), when);
-    deadline(direction) = kExpired;
+    const std::lock_guard guard(mutex());
+    if (closing()) return;
+    const auto now = Clock::now();
+    auto next = kNever;
+    for (const Direction direction : {Direction::read, Direction::write}) {
+      const auto when = deadline(direction).load();
+      if (when == kExpired) continue;
+      due[static_cast<std::size_t>(direction)] = when <= now;
+      if (when <= now) deadline(direction) = kExpired;
+      if (when > now) next = std::min(next, when);
+    }
+    if (next != kNever) netpoller_->scheduler().timers().add(*this, next);
   }
-  wake(direction);
+  for (const Direction direction : {Direction::read, Direction::write}) {
+    if (due[static_cast<std::size_t>(direction)]) wake(direction);
+  }
+}
+
+std::mutex& PollDesc::mutex() {
+  const auto place = reinterpret_cast<std::uintptr_t>(this) / sizeof(PollDesc);
+  return netpoller_->mutexes_[place % netpoller_->mutexes_.size()];
 }
 
 // ---- Operations. Go: internal/poll/fd_unix.go.
@@ -212,14 +227,13 @@ PollDesc* Netpoller::open(Fd fd) {
   PollDesc* desc = this->desc(number);
   if (!desc) return nullptr;
   const std::uint32_t sequence = desc->sequence_;
-  desc->open(*this, std::move(fd));
+  desc->open(std::move(fd));
   if (watch(number, sequence)) return desc;
   desc->close();
   return nullptr;
 }
 
-void PollDesc::open(Netpoller& netpoller, Fd fd) {
-  netpoller_ = &netpoller;
+void PollDesc::open(Fd fd) {
   fd_ = std::move(fd);
   for (const Direction direction : {Direction::read, Direction::write}) {
     state(direction) = kNil;
@@ -235,7 +249,11 @@ PollDesc* Netpoller::desc(int fd) {
   std::atomic<PollDesc*>& chunk = chunks_[index / kChunk];
   if (!chunk) {
     const std::lock_guard lock(mutex_);
-    if (!chunk) chunk = new PollDesc[kChunk];
+    if (!chunk) {
+      auto made = std::make_unique<PollDesc[]>(kChunk);
+      for (std::size_t i = 0; i < kChunk; ++i) made[i].netpoller_ = this;
+      chunk = made.release();
+    }
   }
   return &chunk.load()[index % kChunk];
 }

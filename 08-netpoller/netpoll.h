@@ -48,12 +48,8 @@ enum class Direction : std::uint8_t { read, write };
 class Netpoller;
 class PollOperation;
 
-class PollDesc {
+class PollDesc : private Timer {
  public:
-  PollDesc()
-      : deadline_timers_{DeadlineTimer(*this, Direction::read),
-                         DeadlineTimer(*this, Direction::write)} {}
-
   const Fd& fd() const { return fd_; }
 
   // One goroutine at a time reads, and one writes; others wait in line. Whoever has the
@@ -91,16 +87,8 @@ class PollDesc {
   friend class Netpoller;
 
   // A deadline is put off with every message. The timer stays where it is; when it is
-  // due it looks what the deadline is by then, and goes back if it has time.
-  class DeadlineTimer : public Timer {
-   public:
-    DeadlineTimer(PollDesc& desc, Direction direction) : desc_(desc), direction_(direction) {}
-    void fire() override { desc_.deadline_due(direction_); }
-
-   private:
-    PollDesc& desc_;
-    const Direction direction_;
-  };
+  // due it looks what the deadlines are by then, and goes back if they have time.
+  void fire() override;
 
   static constexpr std::uintptr_t kNil = 0;
   static constexpr std::uintptr_t kReady = 1;
@@ -124,16 +112,14 @@ class PollDesc {
   Clock::time_point deadline(Direction direction) const {
     return deadlines_[static_cast<std::size_t>(direction)];
   }
-  DeadlineTimer& timer(Direction direction) {
-    return deadline_timers_[static_cast<std::size_t>(direction)];
-  }
 
-  void open(Netpoller& netpoller, Fd fd);
+  void open(Fd fd);
   void hand_over(Direction direction);
   void wake_line(Direction direction);
   void wake(Direction direction);
-  void deadline_due(Direction direction);
   void close_descriptor();
+
+  std::mutex& mutex();  // of lines_, and of a change of a deadline
 
   Netpoller* netpoller_ = nullptr;
   Fd fd_;
@@ -141,10 +127,8 @@ class PollDesc {
   std::atomic<std::uint32_t> use_ = kClosing;
   std::array<std::atomic<std::uintptr_t>, 2> states_{};
   std::array<std::atomic<Clock::time_point>, 2> deadlines_{kNever, kNever};
-  std::array<DeadlineTimer, 2> deadline_timers_;
   std::array<PollOperation*, 2> lines_{};  // who waits for the lock; first come, first served
   bool drained_ = false;
-  std::mutex mutex_;  // of lines_, and of a change of a deadline
 };
 
 class Netpoller {
@@ -185,7 +169,8 @@ class Netpoller {
   Pipe break_ = make_pipe();
   std::atomic<bool> broken_ = false;  // a byte is in the pipe
   std::atomic<std::uint64_t> breaks_ = 0;
-  std::mutex mutex_;  // of new chunks
+  std::mutex mutex_;                    // of new chunks
+  std::array<std::mutex, 64> mutexes_;  // of PollDescs; each has one of them
   std::array<std::atomic<PollDesc*>, 4096> chunks_{};
 };
 

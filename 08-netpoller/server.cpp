@@ -19,7 +19,6 @@
 #include <mutex>
 #include <string_view>
 #include <thread>
-#include <unordered_set>
 #include <utility>
 
 #include "common/socket/options.h"
@@ -41,50 +40,58 @@ struct Limits {
   milliseconds trace{0};
 };
 
-// A connection and what must be known of it at a stop. Go: http.Server keeps such a set.
-struct Session;
-
-class Sessions {
- public:
-  void add(Session& session);
-  void remove(Session& session);
-  std::size_t size();
-  void end_the_quiet();  // those for whom nothing has happened since the last call
-  void close_all();
-
- private:
-  std::mutex mutex_;
-  std::unordered_set<Session*> sessions_;
-};
+// What must be known of a connection at a stop, in a list of all of them. Go: http.Server
+// keeps such a list.
+class Sessions;
 
 struct Session {
-  Session(Sessions& of, Conn& its) : sessions(of), conn(its) { sessions.add(*this); }
-  ~Session() { sessions.remove(*this); }
+  Session(Sessions& of, Conn& its);
+  ~Session();
 
   Sessions& sessions;
   Conn& conn;
   std::atomic<bool> reading = false;  // waits for a request: there is nothing to finish
   std::atomic<bool> quiet = false;    // nothing has happened since the last look
+  Session* before = nullptr;          // in the list
+  Session* after = nullptr;
 };
+
+class Sessions {
+ public:
+  void add(Session& session);
+  void remove(Session& session);
+  bool empty();
+  void end_the_quiet();  // those for whom nothing has happened since the last call
+  void close_all();
+
+ private:
+  std::mutex mutex_;
+  Session* first_ = nullptr;
+};
+
+Session::Session(Sessions& of, Conn& its) : sessions(of), conn(its) { sessions.add(*this); }
+Session::~Session() { sessions.remove(*this); }
 
 void Sessions::add(Session& session) {
   const std::lock_guard lock(mutex_);
-  sessions_.insert(&session);
+  session.after = std::exchange(first_, &session);
+  if (session.after) session.after->before = &session;
 }
 
 void Sessions::remove(Session& session) {
   const std::lock_guard lock(mutex_);
-  sessions_.erase(&session);
+  (session.before ? session.before->after : first_) = session.after;
+  if (session.after) session.after->before = session.before;
 }
 
-std::size_t Sessions::size() {
+bool Sessions::empty() {
   const std::lock_guard lock(mutex_);
-  return sessions_.size();
+  return first_ == nullptr;
 }
 
 void Sessions::end_the_quiet() {
   const std::lock_guard lock(mutex_);
-  for (Session* session : sessions_) {
+  for (Session* session = first_; session; session = session->after) {
     if (session->quiet.exchange(true) && session->reading && session->conn.unread() == 0)
       session->conn.set_read_deadline(Clock::time_point::min());
   }
@@ -92,7 +99,7 @@ void Sessions::end_the_quiet() {
 
 void Sessions::close_all() {
   const std::lock_guard lock(mutex_);
-  for (Session* session : sessions_) session->conn.close();
+  for (Session* session = first_; session; session = session->after) session->conn.close();
 }
 
 Task work_on(milliseconds work) {
@@ -173,7 +180,7 @@ Task run_server(Listener& listener, Conn& signals, const Limits& limits, Schedul
   while (auto conn = listener.accept_now()) go(echo(std::move(*conn), sessions, limits));
   listener.close();
   const auto grace_ends = Clock::now() + kGrace;
-  while (sessions.size() > 0 && Clock::now() + kTick < grace_ends) {
+  while (!sessions.empty() && Clock::now() + kTick < grace_ends) {
     co_await sleep_for(kTick);
     sessions.end_the_quiet();
   }

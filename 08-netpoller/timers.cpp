@@ -4,8 +4,8 @@ void Timers::add(Timer& timer, Clock::time_point when) {
   bool sooner = false;
   {
     const std::lock_guard lock(mutex_);
-    if (timer.when_ && *timer.when_ <= when) return;
-    if (timer.when_) timers_.erase({*timer.when_, &timer});
+    if (timer.when_ <= when) return;
+    timers_.erase({timer.when_, &timer});
     timers_.emplace(when, &timer);
     timer.when_ = when;
     sooner = when < next_.load();
@@ -17,9 +17,8 @@ void Timers::add(Timer& timer, Clock::time_point when) {
 
 void Timers::remove(Timer& timer) {
   const std::lock_guard lock(mutex_);
-  if (!timer.when_) return;
-  timers_.erase({*timer.when_, &timer});
-  timer.when_.reset();
+  timers_.erase({timer.when_, &timer});
+  timer.when_ = Timer::kNotSet;
   update_next();
 }
 
@@ -34,7 +33,7 @@ void Timers::fire_due() {
       if (timers_.empty() || timers_.begin()->first > now) return;
       due = timers_.begin()->second;
       timers_.erase(timers_.begin());
-      due->when_.reset();
+      due->when_ = Timer::kNotSet;
       update_next();
     }
     due->fire();

@@ -9,7 +9,6 @@
 #include <chrono>
 #include <functional>
 #include <mutex>
-#include <optional>
 #include <set>
 #include <utility>
 
@@ -25,7 +24,9 @@ class Timer {
 
  private:
   friend class Timers;
-  std::optional<Clock::time_point> when_;  // while it is in the set; the set's lock guards it
+  static constexpr auto kNotSet = Clock::time_point::max();
+
+  Clock::time_point when_ = kNotSet;  // the set's lock guards it
 };
 
 class Timers {
