@@ -7,18 +7,23 @@
 
 #ifdef NETPOLLER_HOOKS
 #include <functional>
-#include <mutex>
 
 enum class Window {
-  before_call,     // a descriptor's readiness was reset; the system call follows
-  before_recheck,  // a waiter has said that he will wait; he has not looked again
-  before_commit,   // a coroutine is suspended; nobody can find it yet
+  before_call,     // an operation is about to be tried
+  after_call,      // it could not be done; nobody knows yet that it waits
+  before_recheck,  // the waiter has said that he will wait, and has not looked again
+  before_commit,   // the coroutine is suspended; nobody can find it yet
+  before_report,   // the poller has an event, and has not looked whom it is for
+  after_report,    // it has told the PollDesc
   before_unlock,   // the last use of a descriptor is over
-  before_sleep,    // a worker has found nothing, and is counted as idle
+  before_idle,     // a worker has found nothing to do, and has told nobody
+  before_sleep,    // a worker is about to sleep
   before_block,    // a worker is about to block in the poll
+  after_block,     // it is back
+  count
 };
 
-// What is done at the window, by whoever comes by, once each time; empty: nothing.
+// What whoever comes by does there, each time; nothing: no more.
 void set_hook(Window window, std::function<void()> action);
 void hook(Window window);
 #define HOOK(window) hook(Window::window)

@@ -101,50 +101,50 @@ void WriteAll::fail(Failure failure) {
   status_ = failure == Failure::closed ? Status::closed : Status::timed_out;
 }
 
-void Conn::close() {
-  if (desc_) desc_->close();
-}
-
 void Conn::set_read_deadline(std::optional<Clock::time_point> when) {
-  desc_->set_deadline(Direction::read, when);
+  hold_.set_deadline(Direction::read, when);
 }
 
 void Conn::set_write_deadline(std::optional<Clock::time_point> when) {
-  desc_->set_deadline(Direction::write, when);
+  hold_.set_deadline(Direction::write, when);
 }
 
 std::size_t Conn::unread() const {
   int size = 0;
-  ::ioctl(desc_->fd().get(), FIONREAD, &size);
+  if (const PollDesc* desc = hold_.desc()) ::ioctl(desc->fd().get(), FIONREAD, &size);
   return static_cast<std::size_t>(std::max(0, size));
 }
 
-Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)
-    : netpoller_(scheduler.netpoller()) {
-  Fd socket = listen_on(resolve(endpoint.host, endpoint.port), Mode::non_blocking);
+namespace {
+
+PollDesc* watched(Netpoller& netpoller, Fd listener) {
 #ifdef TCP_INQ
   const int on = 1;  // its connections inherit it
-  ::setsockopt(socket.get(), IPPROTO_TCP, TCP_INQ, &on, sizeof(on));
+  ::setsockopt(listener.get(), IPPROTO_TCP, TCP_INQ, &on, sizeof(on));
 #endif
-  desc_ = netpoller_.open(std::move(socket));
-  if (!desc_) throw StartupError("cannot watch the listener: no room");
+  PollDesc* desc = netpoller.open(std::move(listener));
+  if (!desc) throw StartupError("cannot watch the listener: no room");
+  return desc;
 }
 
-Accept Listener::accept() { return Accept(netpoller_, desc_); }
+}  // namespace
+
+Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)
+    : netpoller_(scheduler.netpoller()),
+      hold_(watched(netpoller_,
+                    listen_on(resolve(endpoint.host, endpoint.port), Mode::non_blocking))) {}
+
+Accept Listener::accept() { return Accept(netpoller_, hold_); }
 
 std::optional<Conn> Listener::accept_now() {
-  Accepted next = accept_from(desc_->fd(), Mode::non_blocking);
+  Accepted next = accept_from(socket(), Mode::non_blocking);
   PollDesc* desc = next.status == Io::ok ? netpoller_.open(std::move(next.connection)) : nullptr;
   if (!desc) return std::nullopt;
   return Conn(desc);
 }
 
-void Listener::close() {
-  if (desc_) desc_->close();
-}
-
 void Listener::set_deadline(std::optional<Clock::time_point> when) {
-  desc_->set_deadline(Direction::read, when);
+  hold_.set_deadline(Direction::read, when);
 }
 
 bool Accept::call() {

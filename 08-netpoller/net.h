@@ -53,7 +53,7 @@ struct Received {
 
 class Read : public PollOperation {
  public:
-  explicit Read(PollDesc* desc) : PollOperation(desc, Direction::read) {}
+  explicit Read(const Hold& hold) : PollOperation(hold, Direction::read) {}
   Received await_resume() { return std::move(*result_); }
 
  private:
@@ -66,8 +66,8 @@ class Read : public PollOperation {
 
 class WriteAll : public PollOperation {
  public:
-  WriteAll(PollDesc* desc, std::string_view data)
-      : PollOperation(desc, Direction::write), left_(data) {}
+  WriteAll(const Hold& hold, std::string_view data)
+      : PollOperation(hold, Direction::write), left_(data) {}
   Status await_resume() const { return status_; }
 
  private:
@@ -82,27 +82,24 @@ class WriteAll : public PollOperation {
 class Conn {
  public:
   Conn() = default;
-  explicit Conn(PollDesc* desc) : desc_(desc) {}
-  Conn(Conn&& other) noexcept : desc_(std::exchange(other.desc_, nullptr)) {}
-  Conn& operator=(Conn&&) = delete;
-  ~Conn() { close(); }
+  explicit Conn(PollDesc* desc) : hold_(desc) {}
 
   // co_await read(): a Received, with 16 KiB at most.
-  Read read() { return Read(desc_); }
+  Read read() { return Read(hold_); }
   // co_await write_all(data): the Status, when the socket has taken all of it. `data`
   // has to stay until then.
-  WriteAll write_all(std::string_view data) { return WriteAll(desc_, data); }
+  WriteAll write_all(std::string_view data) { return WriteAll(hold_, data); }
 
   // Any thread may call these, as long as the Conn is there. Operations that are under
   // way are released: with Status::closed, or when the deadline passes, Status::timed_out.
-  void close();
+  void close() { hold_.close(); }
   void set_read_deadline(std::optional<Clock::time_point> when);
   void set_write_deadline(std::optional<Clock::time_point> when);
 
   std::size_t unread() const;  // bytes that the kernel holds for it
 
  private:
-  PollDesc* desc_ = nullptr;  // its own until it is closed
+  Hold hold_;
 };
 
 struct Accept;
@@ -111,20 +108,16 @@ class Listener {
  public:
   // Throws StartupError: the port is in use, forbidden, or not ours.
   Listener(Scheduler& scheduler, const Endpoint& endpoint);
-  Listener(Listener&& other) noexcept
-      : netpoller_(other.netpoller_), desc_(std::exchange(other.desc_, nullptr)) {}
-  Listener& operator=(Listener&&) = delete;
-  ~Listener() { close(); }
 
   Accept accept();                   // co_await accept(): an AcceptResult
   std::optional<Conn> accept_now();  // one that waits in the backlog, if there is one
-  void close();                      // any thread; releases all who accept
+  void close() { hold_.close(); }    // any thread; releases all who accept
   void set_deadline(std::optional<Clock::time_point> when);
-  const Fd& socket() const { return desc_->fd(); }
+  const Fd& socket() const { return hold_.desc()->fd(); }  // until it is closed
 
  private:
   Netpoller& netpoller_;
-  PollDesc* desc_;
+  Hold hold_;
 };
 
 struct AcceptResult {
@@ -134,8 +127,8 @@ struct AcceptResult {
 };
 
 struct Accept : public PollOperation {
-  Accept(Netpoller& netpoller, PollDesc* desc)
-      : PollOperation(desc, Direction::read), netpoller_(netpoller) {}
+  Accept(Netpoller& netpoller, const Hold& hold)
+      : PollOperation(hold, Direction::read), netpoller_(netpoller) {}
   AcceptResult await_resume();
 
  private:

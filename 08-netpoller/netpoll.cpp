@@ -125,11 +125,12 @@ void PollDesc::wake(Direction direction) {
 
 // ---- Deadlines. Go: runtime_pollSetDeadline, netpolldeadlineimpl.
 
-void PollDesc::set_deadline(Direction direction, std::optional<Clock::time_point> when) {
+void PollDesc::set_deadline(std::uint32_t sequence, Direction direction,
+                            std::optional<Clock::time_point> when) {
   const bool past = when && *when <= Clock::now();
   {
     const std::lock_guard guard(mutex());
-    if (closing()) return;
+    if (closing() || sequence_ != sequence) return;
     deadline(direction) = past ? kExpired : when.value_or(kNever);
     if (when && !past) netpoller_->scheduler().timers().add(*this, *when);
   }
@@ -190,6 +191,7 @@ bool PollOperation::try_call() {
     }
     HOOK(before_call);
     if (!skip && call()) return true;
+    HOOK(after_call);
     skip = false;
     if (desc_->block(direction_)) continue;
     HOOK(before_recheck);
@@ -206,7 +208,7 @@ bool PollOperation::commit(Goroutine& goroutine) {
 }
 
 std::optional<PollOperation::Failure> PollOperation::failure() const {
-  if (desc_->closing()) return Failure::closed;
+  if (desc_->closing() || desc_->sequence() != sequence_) return Failure::closed;
   if (desc_->expired(direction_)) return Failure::timed_out;
   return std::nullopt;
 }
@@ -279,6 +281,7 @@ void Netpoller::report(int fd, std::uint32_t sequence, bool readable, bool writa
     broken_ = false;
     return;
   }
+  HOOK(before_report);
   PollDesc& reported = *desc(fd);
   if (reported.sequence_ != sequence) return;
   if (readable) {
@@ -287,6 +290,7 @@ void Netpoller::report(int fd, std::uint32_t sequence, bool readable, bool writa
   if (writable) {
     if (Goroutine* goroutine = reported.unblock(Direction::write, true)) woken.push(*goroutine);
   }
+  HOOK(after_report);
 }
 
 void Netpoller::break_poll() {

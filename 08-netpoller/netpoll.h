@@ -74,9 +74,13 @@ class PollDesc : private Timer {
   bool closing() const { return (use_ & kClosing) != 0; }
   bool expired(Direction direction) const { return deadline(direction) == kExpired; }
 
+  // Which of the connections that have had this number it is.
+  std::uint32_t sequence() const { return sequence_; }
+
   // Operations that are under way at `when`, or begin after it, fail. Nothing: no
   // deadline. In the past: at once, even if there is something to read.
-  void set_deadline(Direction direction, std::optional<Clock::time_point> when);
+  void set_deadline(std::uint32_t sequence, Direction direction,
+                    std::optional<Clock::time_point> when);
 
   // Whether the last read took all there was, so that the next one need not be tried
   // before there is news. The reader's alone.
@@ -131,6 +135,31 @@ class PollDesc : private Timer {
   bool drained_ = false;
 };
 
+// A connection's own hold on its PollDesc, until it is closed. Whoever comes too late with
+// it finds the sequence number changed, and not somebody else's connection.
+class Hold {
+ public:
+  Hold() = default;
+  explicit Hold(PollDesc* desc) : desc_(desc), sequence_(desc ? desc->sequence() : 0) {}
+  Hold(Hold&& other) noexcept : desc_(other.desc_.exchange(nullptr)), sequence_(other.sequence_) {}
+  Hold& operator=(Hold&&) = delete;
+  ~Hold() { close(); }
+
+  PollDesc* desc() const { return desc_; }  // none: it is closed
+  std::uint32_t sequence() const { return sequence_; }
+
+  void close() {
+    if (PollDesc* desc = desc_.exchange(nullptr)) desc->close();
+  }
+  void set_deadline(Direction direction, std::optional<Clock::time_point> when) const {
+    if (PollDesc* desc = desc_) desc->set_deadline(sequence_, direction, when);
+  }
+
+ private:
+  std::atomic<PollDesc*> desc_ = nullptr;
+  std::uint32_t sequence_ = 0;
+};
+
 class Netpoller {
  public:
   explicit Netpoller(Scheduler& scheduler);
@@ -178,7 +207,8 @@ class Netpoller {
 // loops of internal/poll/fd_unix.go.
 class PollOperation : public Operation {
  public:
-  PollOperation(PollDesc* desc, Direction direction) : desc_(desc), direction_(direction) {}
+  PollOperation(const Hold& hold, Direction direction)
+      : desc_(hold.desc()), sequence_(hold.sequence()), direction_(direction) {}
   bool attempt() final;
   bool commit(Goroutine& goroutine) final;
 
@@ -199,6 +229,7 @@ class PollOperation : public Operation {
   std::optional<Failure> failure() const;
 
   PollDesc* desc_;
+  std::uint32_t sequence_;
   Direction direction_;
   bool locked_ = false;
   bool parked_ = false;

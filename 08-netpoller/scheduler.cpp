@@ -204,6 +204,7 @@ bool Scheduler::poll_now(Worker& worker) {
 // more. Whoever has work first puts it into a queue, and then looks for a searcher, and
 // for the idle. So one of the two sees the other.
 void Scheduler::idle(Worker& worker) {
+  HOOK(before_idle);
   bool polls = false;
   {
     const std::lock_guard lock(mutex_);
@@ -213,7 +214,6 @@ void Scheduler::idle(Worker& worker) {
     ++idle_;
   }
   if (std::exchange(worker.spinning, false)) --spinning_;
-  HOOK(before_sleep);
   const bool stay = !has_work() && !stopping_;
   if (polls) {
     block_in_poll(worker, stay);
@@ -224,11 +224,12 @@ void Scheduler::idle(Worker& worker) {
 
 // `stay`: not if there was work after all.
 void Scheduler::block_in_poll(Worker& worker, bool stay) {
-  HOOK(before_block);
   GoroutineList woken;
   if (stay) {
+    HOOK(before_block);
     ++polls_;
     woken = netpoller_->poll(timers_.next());
+    HOOK(after_block);
   }
   polling_ = false;
   --idle_;
@@ -239,6 +240,7 @@ void Scheduler::block_in_poll(Worker& worker, bool stay) {
 // Who has slept longest keeps an eye open. If all others are busy and nobody has polled
 // for a while, one of them is stuck in a goroutine that takes its time; and he takes over.
 void Scheduler::sleep(Worker& worker, bool stay) {
+  HOOK(before_sleep);
   std::unique_lock lock(mutex_);
   while (stay && !worker.woken && !stopping_) {
     if (sleepers_.front() != &worker) {

@@ -60,11 +60,21 @@ function(chapter_program name)
     COMMAND ${CMAKE_COMMAND} -E create_symlink ${target} ${CMAKE_CURRENT_BINARY_DIR}/${name})
 endfunction()
 
-# chapter([PARTS SOURCE...] [TESTS SOURCE...]): the server, its test and its experiment,
-# from the chapter's own folder. PARTS (06 to 08) is what the server is made of beside
-# its main; the test links it too, and TESTS are further sources of the test.
+# chapter_parts(TARGET): a library of the chapter's PARTS, over the poller of this system.
+macro(chapter_parts target)
+  add_library(${target} STATIC ${ARG_PARTS})
+  target_link_libraries(${target} PUBLIC socket PRIVATE warnings)
+  if(poller STREQUAL "kqueue")
+    target_link_libraries(${target} PRIVATE kqueue)
+  endif()
+endmacro()
+
+# chapter([PARTS SOURCE...] [TESTS SOURCE...] [HOOKS NAME]): the server, its test and its
+# experiment, from the chapter's own folder. PARTS (06 to 08) is what the server is made of
+# beside its main; the test links it too, and TESTS are further sources of the test. HOOKS:
+# the test links parts of its own, which were compiled with that definition.
 function(chapter)
-  cmake_parse_arguments(ARG "" "" "PARTS;TESTS" ${ARGN})
+  cmake_parse_arguments(ARG "" "HOOKS" "PARTS;TESTS" ${ARGN})
   get_filename_component(chapter ${CMAKE_CURRENT_SOURCE_DIR} NAME)
   file(REMOVE ${CMAKE_CURRENT_BINARY_DIR}/skipped)
 
@@ -81,11 +91,16 @@ function(chapter)
   target_link_libraries(${chapter}-test PRIVATE doctest_main)
 
   if(ARG_PARTS)
-    add_library(${chapter}-parts STATIC ${ARG_PARTS})
-    target_link_libraries(${chapter}-parts PUBLIC socket PRIVATE warnings)
+    chapter_parts(${chapter}-parts)
     target_link_libraries(${chapter}-server PRIVATE ${chapter}-parts)
-    target_link_libraries(${chapter}-test PRIVATE ${chapter}-parts)
     target_sources(${chapter}-test PRIVATE ${ARG_TESTS})
+    if(ARG_HOOKS)
+      chapter_parts(${chapter}-hooked)
+      target_compile_definitions(${chapter}-hooked PUBLIC ${ARG_HOOKS})
+      target_link_libraries(${chapter}-test PRIVATE ${chapter}-hooked)
+    else()
+      target_link_libraries(${chapter}-test PRIVATE ${chapter}-parts)
+    endif()
   endif()
   add_doctest(${chapter}-test ${chapter})
 endfunction()

@@ -1,0 +1,80 @@
+// Goroutines in a test: a scheduler on a thread of its own, and pairs of connections.
+#pragma once
+
+#include <sys/socket.h>
+
+#include <array>
+#include <functional>
+#include <future>
+#include <memory>
+#include <thread>
+#include <utility>
+
+#include "common/testing/outcome.h"
+#include "hooks.h"
+#include "net.h"
+
+// Runs `body` as main goroutine, and fails if it does not end within patience: a wake-up
+// that was lost would else be a test that never ends. (It then cannot be cleaned up.)
+inline void run(std::size_t workers, const std::function<Task(Scheduler&)>& body) {
+  ignore_sigpipe();
+  std::promise<void> ended;
+  std::thread thread([&] {
+    Scheduler scheduler(workers, 2);
+    scheduler.run(body(scheduler));
+    if (scheduler.unfinished() > 0) fail("{} goroutines are left", scheduler.unfinished());
+    ended.set_value();
+  });
+  if (ended.get_future().wait_for(patience) != std::future_status::ready) {
+    fmt::print("the goroutines have not ended\n");
+    std::_Exit(1);
+  }
+  thread.join();
+}
+
+// A connection of the scheduler's, and the other end, for anybody.
+struct Pair {
+  explicit Pair(Scheduler& scheduler) {
+    std::array<int, 2> ends{};
+    if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
+    Fd ours(ends[0]);
+    far.reset(ends[1]);
+    set_non_blocking(ours);
+    set_non_blocking(far);
+    number = ours.get();
+    near = std::make_unique<Conn>(scheduler.netpoller().open(std::move(ours)));
+  }
+
+  void send(std::string_view data) const { (void)write_some(far, data); }
+
+  std::unique_ptr<Conn> near;
+  Fd far;
+  int number = -1;
+};
+
+// Something that happens once, and can be waited for by threads.
+class Event {
+ public:
+  void set() { happened_ = true; }
+  explicit operator bool() const { return happened_; }
+  bool wait(milliseconds limit = patience) const {
+    return wait_until(limit, [this] { return happened_.load(); });
+  }
+
+ private:
+  std::atomic<bool> happened_ = false;
+};
+
+// Sets a hook, and takes it away at the end.
+class Hook {
+ public:
+  Hook(Window window, const std::function<void()>& action) : window_(window) {
+    set_hook(window, action);
+  }
+  ~Hook() { set_hook(window_, nullptr); }
+  Hook(const Hook&) = delete;
+  Hook& operator=(const Hook&) = delete;
+
+ private:
+  Window window_;
+};

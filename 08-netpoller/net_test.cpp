@@ -1,0 +1,439 @@
+// What Go's own tests ask of its network: net/timeout_test.go, net/net_test.go,
+// internal/poll/fd_mutex_test.go, runtime/proc_test.go.
+#include <poll.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/testing/client.h"
+#include "common/testing/holds.h"
+#include "goroutines_test.h"
+
+namespace {
+
+std::atomic<std::size_t> allocations = 0;
+
+const Endpoint kAnyPort{.host = "127.0.0.1", .port = 0};
+
+constexpr auto kPast = Clock::time_point::min();
+
+Task echo_on(Conn& conn) {
+  for (;;) {
+    const Received in = co_await conn.read();
+    if (in.status != Status::ok) co_return;
+    if (co_await conn.write_all(in.bytes.view()) != Status::ok) co_return;
+  }
+}
+
+Task read_into(Conn& conn, Status& status, Event& ended) {
+  status = (co_await conn.read()).status;
+  ended.set();
+}
+
+}  // namespace
+
+// Counts what is allocated, by anybody in this program.
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+TEST_CASE("twenty thousand messages go to and fro and none allocates") {
+  holds([] {
+    for (const std::size_t workers : {1u, 2u}) {
+      run(workers, [](Scheduler& scheduler) -> Task {
+        Pair pair(scheduler);
+        Conn far(scheduler.netpoller().open(std::move(pair.far)));
+        go(echo_on(far));
+        std::size_t before = 0;
+        for (int i = 0; i < 20'100; ++i) {
+          if (i == 100) before = allocations;
+          if (co_await pair.near->write_all("ping") != Status::ok) fail("not written");
+          const Received in = co_await pair.near->read();
+          if (in.bytes.view() != "ping") fail("not read");
+        }
+        const std::size_t allocated = allocations - before;
+        CHECK(allocated == 0);
+        far.close();
+        co_await sleep_for(1ms);
+        while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+      });
+    }
+  });
+}
+
+TEST_CASE("a deadline that has passed fails a read although there is something to read") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      pair.send("hello");
+      pair.near->set_read_deadline(kPast);
+      CHECK((co_await pair.near->read()).status == Status::timed_out);
+      CHECK((co_await pair.near->read()).status == Status::timed_out);
+      pair.near->set_read_deadline(std::nullopt);
+      const Received in = co_await pair.near->read();
+      CHECK(in.bytes.view() == "hello");
+      pair.near->set_write_deadline(kPast);
+      CHECK(co_await pair.near->write_all("hello") == Status::timed_out);
+    });
+  });
+}
+
+TEST_CASE("a deadline that has passed fails an accept although somebody waits") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      Listener listener(scheduler, kAnyPort);
+      Client client(local_address(listener.socket()));
+      listener.set_deadline(kPast);
+      CHECK((co_await listener.accept()).status == Status::timed_out);
+      listener.set_deadline(std::nullopt);
+      CHECK((co_await listener.accept()).status == Status::ok);
+    });
+  });
+}
+
+TEST_CASE("a deadline that was taken back does not end a read") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      pair.near->set_read_deadline(kPast);
+      pair.near->set_read_deadline(std::nullopt);
+      pair.near->set_read_deadline(Clock::now() + 20ms);
+      pair.near->set_read_deadline(std::nullopt);
+      Status status = Status::closed;
+      Event ended;
+      go(read_into(*pair.near, status, ended));
+      co_await sleep_for(60ms);
+      CHECK_FALSE(ended);
+      pair.send("!");
+      while (!ended) co_await sleep_for(1ms);
+      CHECK(status == Status::ok);
+    });
+  });
+}
+
+TEST_CASE("a deadline is never early and not much late") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      for (int i = 0; i < 20; ++i) {
+        const auto start = Clock::now();
+        pair.near->set_read_deadline(start + 20ms);
+        CHECK((co_await pair.near->read()).status == Status::timed_out);
+        CHECK(ms_since(start) >= 20);
+        CHECK(ms_since(start) < 1000);
+      }
+    });
+  });
+}
+
+TEST_CASE("a deadline that is put off is kept and one that is brought forward too") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      const auto start = Clock::now();
+      pair.near->set_read_deadline(start + 20ms);
+      pair.near->set_read_deadline(start + 80ms);
+      CHECK((co_await pair.near->read()).status == Status::timed_out);
+      CHECK(ms_since(start) >= 80);
+      pair.near->set_read_deadline(Clock::now() + 1h);
+      pair.near->set_read_deadline(Clock::now() + 20ms);
+      CHECK((co_await pair.near->read()).status == Status::timed_out);
+      CHECK(ms_since(start) < 2000);
+    });
+  });
+}
+
+TEST_CASE("of two deadlines each ends its own direction") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      const auto start = Clock::now();
+      pair.near->set_read_deadline(start + 60ms);
+      pair.near->set_write_deadline(start + 20ms);
+      CHECK(co_await pair.near->write_all(std::string(16 << 20, 'x')) == Status::timed_out);
+      CHECK(ms_since(start) < 60);
+      CHECK((co_await pair.near->read()).status == Status::timed_out);
+      CHECK(ms_since(start) >= 60);
+    });
+  });
+}
+
+TEST_CASE("deadlines that another thread keeps changing cost no byte") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      Pair pair(scheduler);
+      Conn far(scheduler.netpoller().open(std::move(pair.far)));
+      go(echo_on(far));
+      std::atomic<bool> stop = false;
+      std::thread changer([&] {  // some microseconds ahead, none, or over already
+        std::mt19937 random(1);
+        while (!stop) {
+          const auto ahead = std::chrono::microseconds(random() % 200);
+          if (random() % 4 == 0) pair.near->set_read_deadline(std::nullopt);
+          if (random() % 4 != 0) pair.near->set_read_deadline(Clock::now() + ahead);
+        }
+      });
+      std::size_t timeouts = 0;
+      for (int i = 0; i < 3000; ++i) {
+        const std::string sent(1, static_cast<char>(i));
+        if (co_await pair.near->write_all(sent) != Status::ok) fail("not written");
+        for (;;) {
+          const Received in = co_await pair.near->read();
+          if (in.status == Status::timed_out) {
+            ++timeouts;
+            co_await yield();
+            continue;
+          }
+          CHECK(in.bytes.view() == sent);
+          break;
+        }
+      }
+      stop = true;
+      changer.join();
+      CHECK(timeouts > 0);
+      far.close();
+      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("close releases a parked read and a parked write") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      Status read = Status::ok;
+      Status written = Status::ok;
+      Event ended;
+      Event written_ended;
+      go(read_into(*pair.near, read, ended));
+      const auto write_much = [](Conn& conn, Status& status, Event& done) -> Task {
+        status = co_await conn.write_all(std::string(16 << 20, 'x'));
+        done.set();
+      };
+      go(write_much(*pair.near, written, written_ended));
+      co_await sleep_for(20ms);
+      CHECK_FALSE(ended);
+      CHECK_FALSE(written_ended);
+      std::thread([&] { pair.near->close(); }).join();
+      while (!ended || !written_ended) co_await sleep_for(1ms);
+      CHECK(read == Status::closed);
+      CHECK(written == Status::closed);
+      CHECK((co_await pair.near->read()).status == Status::closed);
+    });
+  });
+}
+
+TEST_CASE("ten acceptors on one listener take ten clients and close releases all") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      Listener listener(scheduler, kAnyPort);
+      std::atomic<int> accepted = 0;
+      std::atomic<int> released = 0;
+      const auto accept_all = [&]() -> Task {
+        for (;;) {
+          const AcceptResult next = co_await listener.accept();
+          if (next.status != Status::ok) break;
+          ++accepted;
+        }
+        ++released;
+      };
+      for (int i = 0; i < 10; ++i) go(accept_all());
+      co_await sleep_for(5ms);
+      std::vector<std::unique_ptr<Client>> clients;
+      for (int i = 0; i < 10; ++i)
+        clients.push_back(std::make_unique<Client>(local_address(listener.socket())));
+      while (accepted < 10) co_await sleep_for(1ms);
+      CHECK(released == 0);
+      listener.close();
+      while (released < 10) co_await sleep_for(1ms);
+      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("two readers of one connection get every byte once") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      std::atomic<std::size_t> received = 0;
+      std::atomic<int> left = 2;
+      const auto read_all = [&]() -> Task {
+        for (;;) {
+          const Received in = co_await pair.near->read();
+          if (in.status != Status::ok) break;
+          received += in.bytes.view().size();
+        }
+        --left;
+      };
+      go(read_all());
+      go(read_all());
+      for (int i = 0; i < 1000; ++i) {
+        pair.send("x");
+        if (i % 50 == 0) co_await yield();
+      }
+      while (received < 1000) co_await sleep_for(1ms);
+      pair.near->close();
+      while (left > 0) co_await sleep_for(1ms);
+      CHECK(received == 1000);
+      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("a timer that is due sooner than all others shortens the poll") {
+  struct Never : Timer {
+    void fire() override {}
+  };
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      Never far_off;
+      scheduler.timers().add(far_off, Clock::now() + 1h);
+      co_await sleep_for(5ms);  // the worker is in the poll, for an hour
+      Never soon;
+      std::thread other([&] {
+        std::this_thread::sleep_for(20ms);
+        scheduler.go([]() -> Task { co_return; }());
+      });
+      const auto start = Clock::now();
+      co_await sleep_for(50ms);
+      CHECK(ms_since(start) < 5000);
+      other.join();
+      scheduler.timers().remove(far_off);
+      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("goroutines that compute and yield do not keep the network out") {
+  holds([] {
+    std::vector<double> delays;
+    run(2, [&](Scheduler& scheduler) -> Task {
+      Pair pair(scheduler);
+      std::atomic<bool> stop = false;
+      const auto hog = [&]() -> Task {
+        while (!stop) {
+          const auto end = Clock::now() + 1ms;
+          while (Clock::now() < end) {
+          }
+          co_await yield();
+        }
+      };
+      for (int i = 0; i < 4; ++i) go(hog());
+      go(echo_on(*pair.near));
+      std::thread client([&] {
+        for (int i = 0; i < 200; ++i) {
+          const auto start = Clock::now();
+          pair.send("!");
+          if (!wait_for(pair.far, POLLIN, patience)) break;
+          char byte = 0;
+          (void)read_some(pair.far, {&byte, 1});
+          delays.push_back(ms_since(start));
+        }
+        stop = true;
+      });
+      while (!stop) co_await sleep_for(5ms);
+      client.join();
+      pair.near->close();
+      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+    std::sort(delays.begin(), delays.end());
+    const double p99 = delays[delays.size() * 99 / 100];
+    CAPTURE(p99);
+    CHECK(p99 < (kSanitized ? 200 : 20));
+  });
+}
+
+TEST_CASE("a goroutine that computes for long does not keep the others when a worker is free") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      Status status = Status::closed;
+      Event ended;
+      go(read_into(*pair.near, status, ended));
+      co_await sleep_for(5ms);
+      pair.send("!");
+      const auto start = Clock::now();
+      while (!ended && ms_since(start) < 2000) {  // without a yield: this worker is taken
+      }
+      CHECK(ended);
+      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("a task that is called may wait and returns to its caller and throws to it") {
+  holds([] {
+    run(1, [](Scheduler&) -> Task {
+      int depth = 0;
+      const std::function<Task(int)> descend = [&](int levels) -> Task {
+        ++depth;
+        if (levels == 0) throw std::runtime_error("the bottom");
+        co_await sleep_for(1ms);
+        co_await descend(levels - 1);
+      };
+      std::string what;
+      try {
+        co_await descend(10);
+      } catch (const std::runtime_error& error) {
+        what = error.what();
+      }
+      CHECK(what == "the bottom");
+      CHECK(depth == 11);
+    });
+  });
+}
+
+TEST_CASE("a million calls that end at once need no stack") {
+  holds([] {
+    run(1, [](Scheduler&) -> Task {
+      int count = 0;
+      const auto call = [&]() -> Task {
+        ++count;
+        co_return;
+      };
+      for (int i = 0; i < 1'000'000; ++i) co_await call();
+      CHECK(count == 1'000'000);
+    });
+  });
+}
+
+TEST_CASE("what a goroutine does not catch ends it and no other") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      go([]() -> Task {
+        co_await yield();
+        throw std::runtime_error("as the test wants it");
+      }());
+      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("blocking returns what the function returns and throws what it throws") {
+  holds([] {
+    run(1, [](Scheduler&) -> Task {
+      const auto worker = std::this_thread::get_id();
+      CHECK(co_await blocking([] { return std::this_thread::get_id(); }) != worker);
+      CHECK(co_await blocking([] { return std::string("result"); }) == "result");
+      bool thrown = false;
+      try {
+        co_await blocking([] { throw std::runtime_error("as the test wants it"); });
+      } catch (const std::runtime_error&) {
+        thrown = true;
+      }
+      CHECK(thrown);
+    });
+  });
+}

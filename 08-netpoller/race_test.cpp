@@ -1,0 +1,179 @@
+// The races, each with its window held open: what must not be lost comes just then.
+#include <fcntl.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "common/testing/holds.h"
+#include "goroutines_test.h"
+
+namespace {
+
+constexpr Window kUntilParked[] = {Window::after_call, Window::before_recheck,
+                                   Window::before_commit};
+
+// Reads once, while `then` happens at the window, once. Two workers: one is in the window,
+// the other polls. A wake-up that is lost ends with the deadline of two seconds.
+Status read_while(Window window, const std::function<void(Pair&, Scheduler&)>& then) {
+  Status status = Status::ok;
+  run(2, [&](Scheduler& scheduler) -> Task {
+    Pair pair(scheduler);
+    co_await sleep_for(2ms);  // until what the registration reports has been reported
+    pair.near->set_read_deadline(Clock::now() + 2s);
+    std::atomic<bool> done = false;
+    const Hook hook(window, [&] {
+      if (!done.exchange(true)) then(pair, scheduler);
+    });
+    status = (co_await pair.near->read()).status;
+    CHECK(done);
+  });
+  return status;
+}
+
+// Does it, and waits until the poller has reported it.
+void and_reported(const std::function<void()>& action) {
+  Event reported;
+  const Hook hook(Window::after_report, [&] { reported.set(); });
+  action();
+  CHECK(reported.wait());
+}
+
+}  // namespace
+
+TEST_CASE("what is reported before the reader has parked is not lost") {
+  holds([] {
+    for (const Window window : kUntilParked) {
+      CAPTURE(static_cast<int>(window));
+      CHECK(read_while(window, [](Pair& pair, Scheduler&) {
+              and_reported([&] { pair.send("!"); });
+            }) == Status::ok);
+    }
+  });
+}
+
+TEST_CASE("a deadline that passes before the reader has parked is not lost") {
+  holds([] {
+    for (const Window window : kUntilParked) {
+      CAPTURE(static_cast<int>(window));
+      const auto start = Clock::now();
+      CHECK(read_while(window, [](Pair& pair, Scheduler&) {
+              pair.near->set_read_deadline(Clock::time_point::min());
+            }) == Status::timed_out);
+      CHECK(ms_since(start) < 1500);  // it was that one, not the other of two seconds
+    }
+  });
+}
+
+TEST_CASE("a close before the reader has parked is not lost") {
+  holds([] {
+    for (const Window window : kUntilParked) {
+      CAPTURE(static_cast<int>(window));
+      CHECK(read_while(window, [](Pair& pair, Scheduler&) { pair.near->close(); }) ==
+            Status::closed);
+    }
+  });
+}
+
+TEST_CASE("a deadline that is taken back before the reader runs does not end the read") {
+  holds([] {
+    // It passes in the window, and wakes the reader; before he looks it is gone again.
+    for (const Window window : kUntilParked) {
+      CAPTURE(static_cast<int>(window));
+      CHECK(read_while(window, [](Pair& pair, Scheduler&) {
+              pair.near->set_read_deadline(Clock::time_point::min());
+              pair.near->set_read_deadline(std::nullopt);
+              pair.send("!");
+            }) == Status::ok);
+    }
+  });
+}
+
+TEST_CASE("a number is not given away before its reader has left") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      Event leaving;
+      Event leave;
+      Event ended;
+      const Hook hook(Window::before_unlock, [&] {
+        leaving.set();
+        CHECK(leave.wait());
+      });
+      go([](Conn& conn, Event& done) -> Task {
+        CHECK((co_await conn.read()).status == Status::closed);
+        done.set();
+      }(*pair.near, ended));
+      co_await sleep_for(5ms);
+      pair.near->close();
+      CHECK(leaving.wait());
+      CHECK(::fcntl(pair.number, F_GETFD) >= 0);  // closed, but for him
+      leave.set();
+      CHECK(ended.wait());
+      CHECK(wait_until(patience, [&] { return ::fcntl(pair.number, F_GETFD) < 0; }));
+      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("an event for a number's former owner does not reach the next") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      Pair former(scheduler);
+      co_await sleep_for(2ms);
+      std::unique_ptr<Conn> next;
+      Fd next_far;
+      Event replaced;
+      std::atomic<int> tries = 0;
+      const Hook counts(Window::before_call, [&] { ++tries; });
+      // The poller has the event, and the number changes hands.
+      const Hook hook(Window::before_report, [&] {
+        if (replaced) return;
+        replaced.set();
+        former.near->close();
+        std::array<int, 2> ends{};
+        if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
+        Fd ours(ends[0]);
+        next_far.reset(ends[1]);
+        set_non_blocking(ours);
+        CHECK(ours.get() == former.number);
+        next = std::make_unique<Conn>(scheduler.netpoller().open(std::move(ours)));
+      });
+      former.send("!");
+      while (!replaced) co_await sleep_for(1ms);
+      co_await sleep_for(5ms);
+      next->set_read_deadline(Clock::now() + 50ms);
+      const int before = tries;
+      CHECK((co_await next->read()).status == Status::timed_out);
+      CHECK(tries - before <= 2);  // its own first report may be news, the stale one is not
+    });
+  });
+}
+
+TEST_CASE("work that comes as a worker is about to block is done at once") {
+  holds([] {
+    for (const Window window : {Window::before_idle, Window::before_block}) {
+      CAPTURE(static_cast<int>(window));
+      run(1, [&](Scheduler& scheduler) -> Task {
+        std::atomic<bool> given = false;
+        std::atomic<double> done_after = 1e9;
+        const auto start = Clock::now();
+        const Hook hook(window, [&] {
+          if (given.exchange(true)) return;
+          std::thread([&] {  // from outside: into the global queue
+            scheduler.go([](std::atomic<double>& after, Clock::time_point since) -> Task {
+              after = ms_since(since);
+              co_return;
+            }(done_after, start));
+          })
+              .join();
+        });
+        co_await sleep_for(2s);  // the poll is for so long, if nothing ends it
+        CHECK(given);
+        CHECK(done_after < 1000);
+      });
+    }
+  });
+}
