@@ -125,6 +125,27 @@ class Scheduler {
   WorkerPool pool_;  // the last member, so the first to go: its threads use the others
 };
 
+// --schedtrace: a line on stderr every `period`, after GODEBUG=schedtrace. Zero: none. A
+// timer that sets itself again; a goroutine would have to be ended.
+class SchedTrace : private Timer {
+ public:
+  SchedTrace(Scheduler& scheduler, std::chrono::milliseconds period)
+      : scheduler_(scheduler), period_(period) {
+    if (period_.count() > 0) set();
+  }
+  ~SchedTrace() { scheduler_.timers().remove(*this); }
+
+ private:
+  void set() { scheduler_.timers().add(*this, Clock::now() + period_); }
+  void fire() override {
+    log_line("{}", scheduler_.trace());
+    set();
+  }
+
+  Scheduler& scheduler_;
+  const std::chrono::milliseconds period_;
+};
+
 // The worker whose thread this is, or none. Not inlined: a coroutine may go on in another
 // thread after each co_await, and a compiler that knew this function would remember the
 // address from before.

@@ -10,13 +10,11 @@
 //
 // and what is more here is about the end: of descriptors, of patience, of the server.
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <exception>
-#include <mutex>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -25,6 +23,7 @@
 #include "common/socket/process.h"
 #include "net.h"
 #include "scheduler.h"
+#include "sessions.h"
 
 namespace {
 
@@ -40,68 +39,6 @@ struct Limits {
   milliseconds trace{0};
 };
 
-// What must be known of a connection at a stop, in a list of all of them. Go: http.Server
-// keeps such a list.
-class Sessions;
-
-struct Session {
-  Session(Sessions& of, Conn& its);
-  ~Session();
-
-  Sessions& sessions;
-  Conn& conn;
-  std::atomic<bool> reading = false;  // waits for a request: there is nothing to finish
-  std::atomic<bool> quiet = false;    // nothing has happened since the last look
-  Session* before = nullptr;          // in the list
-  Session* after = nullptr;
-};
-
-class Sessions {
- public:
-  void add(Session& session);
-  void remove(Session& session);
-  bool empty();
-  void end_the_quiet();  // those for whom nothing has happened since the last call
-  void close_all();
-
- private:
-  std::mutex mutex_;
-  Session* first_ = nullptr;
-};
-
-Session::Session(Sessions& of, Conn& its) : sessions(of), conn(its) { sessions.add(*this); }
-Session::~Session() { sessions.remove(*this); }
-
-void Sessions::add(Session& session) {
-  const std::lock_guard lock(mutex_);
-  session.after = std::exchange(first_, &session);
-  if (session.after) session.after->before = &session;
-}
-
-void Sessions::remove(Session& session) {
-  const std::lock_guard lock(mutex_);
-  (session.before ? session.before->after : first_) = session.after;
-  if (session.after) session.after->before = session.before;
-}
-
-bool Sessions::empty() {
-  const std::lock_guard lock(mutex_);
-  return first_ == nullptr;
-}
-
-void Sessions::end_the_quiet() {
-  const std::lock_guard lock(mutex_);
-  for (Session* session = first_; session; session = session->after) {
-    if (session->quiet.exchange(true) && session->reading && session->conn.unread() == 0)
-      session->conn.set_read_deadline(Clock::time_point::min());
-  }
-}
-
-void Sessions::close_all() {
-  const std::lock_guard lock(mutex_);
-  for (Session* session = first_; session; session = session->after) session->conn.close();
-}
-
 Task work_on(milliseconds work) {
   co_await blocking([work] { std::this_thread::sleep_for(work); });
 }
@@ -109,16 +46,16 @@ Task work_on(milliseconds work) {
 Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
   Session session(sessions, conn);
   for (;;) {
-    if (limits.idle_timeout > milliseconds(0)) {
+    if (limits.idle_timeout > milliseconds(0))
       conn.set_read_deadline(Clock::now() + limits.idle_timeout);
-      conn.set_write_deadline(Clock::now() + limits.idle_timeout);
-    }
     session.reading = true;
     const Received request = co_await conn.read();
     session.reading = false;
     session.quiet = false;
     if (request.status != Status::ok) co_return;
     if (request.bytes.view().starts_with('#')) co_await work_on(limits.work);
+    if (limits.idle_timeout > milliseconds(0))
+      conn.set_write_deadline(Clock::now() + limits.idle_timeout);
     if (co_await conn.write_all(request.bytes.view()) != Status::ok) co_return;
   }
 }
@@ -135,7 +72,7 @@ Task serve(Listener& listener, Sessions& sessions, const Limits& limits) {
     } else if (next.status == Status::out_of_resources) {
       if (may_say()) log_line("cannot accept: {}", error_text(next.error));
       co_await sleep_for(pause);
-      pause = std::min(2 * pause, milliseconds(1000));
+      pause = std::min(2 * pause, kTick);
     } else {
       co_return;
     }
@@ -150,25 +87,6 @@ void on_signal(int) {
   [[maybe_unused]] const auto written = ::write(stop_pipe, "!", 1);
   errno = error;
 }
-
-// A timer that is set again by itself, and needs no goroutine that would have to end.
-class Trace : private Timer {
- public:
-  Trace(Scheduler& scheduler, milliseconds period) : scheduler_(scheduler), period_(period) {
-    if (period_ > milliseconds(0)) set();
-  }
-  ~Trace() { scheduler_.timers().remove(*this); }
-
- private:
-  void set() { scheduler_.timers().add(*this, Clock::now() + period_); }
-  void fire() override {
-    log_line("{}", scheduler_.trace());
-    set();
-  }
-
-  Scheduler& scheduler_;
-  const milliseconds period_;
-};
 
 // The server's main goroutine: starts it, waits for a signal, and ends it. No one new
 // then, but for those in the backlog; who has bytes on the way is served; who is quiet
@@ -185,7 +103,7 @@ Task run_server(Listener& listener, Conn& signals, const Limits& limits, Schedul
     sessions.end_the_quiet();
   }
   sessions.close_all();
-  const auto end = Clock::now() + kTick;
+  const auto end = Clock::now() + 2 * kTick;
   while (scheduler.unfinished() > 1 && Clock::now() < end) co_await sleep_for(milliseconds(1));
 }
 
@@ -214,7 +132,7 @@ int main(int argc, char** argv) {
     Conn signals(scheduler.netpoller().open(std::move(pipe.read_end)));
     std::signal(SIGINT, on_signal);
     std::signal(SIGTERM, on_signal);
-    const Trace trace(scheduler, limits.trace);
+    const SchedTrace trace(scheduler, limits.trace);
     announce(listener.socket());
     scheduler.run(run_server(listener, signals, limits, scheduler));
     if (scheduler.unfinished() > 0) {  // a thread cannot be ended from outside; the process can

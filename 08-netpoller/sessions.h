@@ -1,0 +1,39 @@
+// Sessions: the connections of a server, so that it can end without losing a byte.
+// Go: http.Server keeps such a list, for Shutdown (net/http/server.go).
+#pragma once
+
+#include <atomic>
+#include <mutex>
+
+#include "net.h"
+
+class Sessions;
+
+// What must be known of a connection at a stop. It is in the list as long as it is there.
+
+struct Session {
+  Session(Sessions& of, Conn& its);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  Sessions& sessions;
+  Conn& conn;
+  std::atomic<bool> reading = false;  // waits for a request: there is nothing to finish
+  std::atomic<bool> quiet = false;    // nothing has happened since the last look
+  Session* before = nullptr;          // in the list
+  Session* after = nullptr;
+};
+
+class Sessions {
+ public:
+  void add(Session& session);
+  void remove(Session& session);
+  bool empty();
+  void end_the_quiet();  // those for whom nothing has happened since the last call
+  void close_all();
+
+ private:
+  std::mutex mutex_;
+  Session* first_ = nullptr;
+};
