@@ -1,15 +1,15 @@
 // Goroutines in a test: a scheduler on a thread of its own, and pairs of connections.
 #pragma once
 
-#include <sys/socket.h>
+#include <poll.h>
 
-#include <array>
 #include <functional>
 #include <future>
 #include <memory>
 #include <thread>
 #include <utility>
 
+#include "common/testing/client.h"
 #include "common/testing/outcome.h"
 #include "hooks.h"
 #include "net.h"
@@ -35,21 +35,20 @@ inline void run(std::size_t workers, const std::function<Task(Scheduler&)>& body
 // A connection of the scheduler's, and the other end, for anybody.
 struct Pair {
   explicit Pair(Scheduler& scheduler) {
-    std::array<int, 2> ends{};
-    if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
-    Fd ours(ends[0]);
-    far.reset(ends[1]);
-    set_non_blocking(ours);
-    set_non_blocking(far);
-    number = ours.get();
-    near = std::make_unique<Conn>(scheduler.netpoller().open(std::move(ours)));
+    Listener listener(scheduler, {.host = "127.0.0.1", .port = 0});
+    far = connect_to(local_address(listener.socket()));
+    if (!wait_for(far, POLLOUT, patience)) fail("not connected");
+    const bool accepted = wait_until(patience, [&] {
+      if (auto next = listener.accept_now()) near = std::make_unique<Conn>(std::move(*next));
+      return near != nullptr;
+    });
+    if (!accepted) fail("not accepted");
   }
 
   void send(std::string_view data) const { (void)write_some(far, data); }
 
   std::unique_ptr<Conn> near;
   Fd far;
-  int number = -1;
 };
 
 // Something that happens once, and can be waited for by threads.

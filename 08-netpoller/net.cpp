@@ -80,7 +80,10 @@ bool Read::call() {
   return true;
 }
 
+// Whoever was woken by news and by his deadline at once has used up the news: the next
+// read has to try.
 void Read::fail(Failure failure) {
+  if (failure == Failure::timed_out) desc().set_drained(false);
   result_.emplace(Received{failure == Failure::closed ? Status::closed : Status::timed_out, {}});
 }
 

@@ -435,6 +435,32 @@ TEST_CASE("what a goroutine does not catch ends it and no other") {
   });
 }
 
+TEST_CASE("a request of three steps is three lines") {
+  holds([] {
+    // The steps are those of 07's test of the same request.
+    const auto look_up = [](std::string_view name) { return "user of " + std::string(name); };
+    const auto fetch = [](const std::string& user) { return "page of " + user; };
+    const auto store = [](const std::string& page) { return std::to_string(page.size()); };
+    run(1, [&](Scheduler& scheduler) -> Task {
+      const auto answer = [&](Conn& conn) -> Task {
+        const Received name = co_await conn.read();
+        const std::string user = co_await blocking([&] { return look_up(name.bytes.view()); });
+        const std::string page = co_await blocking([&] { return fetch(user); });
+        const std::string size = co_await blocking([&] { return store(page); });
+        const std::string reply = size + ": " + page;
+        (void)co_await conn.write_all(reply);
+      };
+      Pair pair(scheduler);
+      Conn far(scheduler.netpoller().open(std::move(pair.far)));
+      go(answer(*pair.near));
+      CHECK(co_await far.write_all("x") == Status::ok);
+      const Received reply = co_await far.read();
+      CHECK(reply.bytes.view() == "17: page of user of x");
+      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
 TEST_CASE("blocking returns what the function returns and throws what it throws") {
   holds([] {
     run(1, [](Scheduler&) -> Task {

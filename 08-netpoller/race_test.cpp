@@ -1,6 +1,8 @@
 // The races, each with its window held open: what must not be lost comes just then.
 #include <fcntl.h>
+#include <sys/socket.h>
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -14,6 +16,23 @@ namespace {
 
 constexpr Window kUntilParked[] = {Window::after_call, Window::before_recheck,
                                    Window::before_commit};
+
+// The same, of which the number is known.
+struct NumberedPair {
+  explicit NumberedPair(Scheduler& scheduler) {
+    std::array<int, 2> ends{};
+    if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
+    Fd ours(ends[0]);
+    far.reset(ends[1]);
+    set_non_blocking(ours);
+    number = ours.get();
+    near = std::make_unique<Conn>(scheduler.netpoller().open(std::move(ours)));
+  }
+
+  std::unique_ptr<Conn> near;
+  Fd far;
+  int number = -1;
+};
 
 // Reads once, while `then` happens at the window, once. Two workers: one is in the window,
 // the other polls. A wake-up that is lost ends with the deadline of two seconds.
@@ -91,10 +110,32 @@ TEST_CASE("a deadline that is taken back before the reader runs does not end the
   });
 }
 
+TEST_CASE("a read that its deadline ended leaves what has come to the next") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      Pair pair(scheduler);
+      pair.send("a");
+      CHECK((co_await pair.near->read()).bytes.view() == "a");  // and that was all there was
+      std::atomic<bool> done = false;
+      const Hook hook(Window::after_report, [&] {  // news and deadline, before he runs
+        if (!done.exchange(true)) pair.near->set_read_deadline(Clock::time_point::min());
+      });
+      std::thread sender([&] {
+        std::this_thread::sleep_for(20ms);
+        pair.send("b");
+      });
+      CHECK((co_await pair.near->read()).status == Status::timed_out);
+      sender.join();
+      pair.near->set_read_deadline(Clock::now() + 2s);
+      CHECK((co_await pair.near->read()).bytes.view() == "b");
+    });
+  });
+}
+
 TEST_CASE("a number is not given away before its reader has left") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task {
-      const Pair pair(scheduler);
+      const NumberedPair pair(scheduler);
       Event leaving;
       Event leave;
       Event ended;
@@ -121,10 +162,9 @@ TEST_CASE("a number is not given away before its reader has left") {
 TEST_CASE("an event for a number's former owner does not reach the next") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task {
-      Pair former(scheduler);
+      const NumberedPair former(scheduler);
       co_await sleep_for(2ms);
-      std::unique_ptr<Conn> next;
-      Fd next_far;
+      std::unique_ptr<NumberedPair> next;
       Event replaced;
       std::atomic<int> tries = 0;
       const Hook counts(Window::before_call, [&] { ++tries; });
@@ -133,20 +173,15 @@ TEST_CASE("an event for a number's former owner does not reach the next") {
         if (replaced) return;
         replaced.set();
         former.near->close();
-        std::array<int, 2> ends{};
-        if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
-        Fd ours(ends[0]);
-        next_far.reset(ends[1]);
-        set_non_blocking(ours);
-        CHECK(ours.get() == former.number);
-        next = std::make_unique<Conn>(scheduler.netpoller().open(std::move(ours)));
+        next = std::make_unique<NumberedPair>(scheduler);
+        CHECK(next->number == former.number);
       });
-      former.send("!");
+      (void)write_some(former.far, "!");
       while (!replaced) co_await sleep_for(1ms);
       co_await sleep_for(5ms);
-      next->set_read_deadline(Clock::now() + 50ms);
+      next->near->set_read_deadline(Clock::now() + 50ms);
       const int before = tries;
-      CHECK((co_await next->read()).status == Status::timed_out);
+      CHECK((co_await next->near->read()).status == Status::timed_out);
       CHECK(tries - before <= 2);  // its own first report may be news, the stale one is not
     });
   });
