@@ -36,6 +36,10 @@ void Options::add(Endpoint& endpoint) {
   add("port", endpoint.port, "port to listen on; 0 takes a free one");
 }
 
+void Options::add(const char* name, bool& value, const std::string& meaning) {
+  flags_.push_back({name, "", meaning, [&value](const std::string&) { return value = true; }, ""});
+}
+
 void Options::add(const char* name, std::string& value, const std::string& meaning) {
   flags_.push_back({name, "TEXT",
                     fmt::format("{} (default: {})", meaning, value.empty() ? "none" : value),
@@ -85,8 +89,8 @@ std::vector<std::string> Options::parse_command(int argc, char** argv) const {
   std::vector<option> table;
   table.reserve(flags_.size() + 2);
   for (const Flag& flag : flags_) {
-    table.push_back({flag.name.c_str(), required_argument, nullptr,
-                     kFirstFlag + static_cast<int>(table.size())});
+    table.push_back({flag.name.c_str(), flag.placeholder.empty() ? no_argument : required_argument,
+                     nullptr, kFirstFlag + static_cast<int>(table.size())});
   }
   table.push_back({"help", no_argument, nullptr, kHelp});
   table.push_back({nullptr, 0, nullptr, 0});
@@ -105,7 +109,7 @@ std::vector<std::string> Options::parse_command(int argc, char** argv) const {
     if (found == ':') refuse(argv[0], fmt::format("{} needs a value", given));
     if (found < kFirstFlag) refuse(argv[0], fmt::format("unknown flag '{}'", given));
     const Flag& flag = flags_[static_cast<std::size_t>(found - kFirstFlag)];
-    if (!flag.set(::optarg)) {
+    if (!flag.set(::optarg != nullptr ? ::optarg : "")) {
       refuse(argv[0], fmt::format("--{} takes {}, not '{}'", flag.name, flag.expects, ::optarg));
     }
   }

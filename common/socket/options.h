@@ -29,6 +29,7 @@ class Options {
   explicit Options(std::string summary) : summary_(std::move(summary)) {}
 
   void add(Endpoint& endpoint);  // --host, --port
+  void add(const char* name, bool& value, const std::string& meaning);  // no value: it sets true
   void add(const char* name, std::string& value, const std::string& meaning);
   void add(const char* name, std::uint16_t& value, const std::string& meaning);  // 0 to 65535
   void add(const char* name, std::size_t& value, const std::string& meaning);  // 1 to 1,000,000,000
@@ -47,7 +48,7 @@ class Options {
  private:
   struct Flag {
     std::string name;
-    std::string placeholder;  // ADDRESS, N, TIME …
+    std::string placeholder;  // ADDRESS, N, TIME …; empty if it takes no value
     std::string meaning;      // with the default
     std::function<bool(const std::string&)> set;
     std::string expects;  // said when set returns false

@@ -343,15 +343,21 @@ TEST_CASE("options set their variables and stop at a command") {
   Endpoint endpoint;
   std::size_t clients = 7;
   std::chrono::milliseconds timeout = 1s;
+  bool loud = false;
+  bool quiet = false;
   Options options("A test.");
   options.add(endpoint);
   options.add("clients", clients, "how many");
   options.add("timeout", timeout, "how long");
-  std::string words[] = {"program", "--port=0", "--host", "::1",       "--timeout",
+  options.add("loud", loud, "whether");
+  options.add("quiet", quiet, "whether not");
+  std::string words[] = {"program", "--port=0", "--loud", "--host",    "::1", "--timeout",
                          "2m",      "--",       "run",    "--clients", "3"};
-  char* argv[10];
-  for (std::size_t i = 0; i < 10; ++i) argv[i] = words[i].data();
-  const auto command = options.parse_command(10, argv);
+  char* argv[11];
+  for (std::size_t i = 0; i < 11; ++i) argv[i] = words[i].data();
+  const auto command = options.parse_command(11, argv);
+  CHECK(loud);
+  CHECK(!quiet);
   CHECK(endpoint.host == "::1");
   CHECK(endpoint.port == 0);
   CHECK(clients == 7);

@@ -128,24 +128,41 @@ bool accepts_connections(const Address& address) {
 }
 
 #ifdef __linux__
-// The processes of a group, from /proc/PID/stat: after the name, which stands in
-// brackets, come state, parent and group. Source: proc(5).
+// What follows the name, which stands in brackets, in /proc/PID/stat. Source: proc(5).
+std::istringstream stat_of(const std::filesystem::path& process) {
+  std::string stat;
+  std::getline(std::ifstream(process / "stat"), stat);
+  const std::size_t name_ends = stat.rfind(')');
+  return std::istringstream(name_ends == std::string::npos ? "" : stat.substr(name_ends + 1));
+}
+
+// The processes of a group: state, parent and group come first in /proc/PID/stat.
 std::vector<pid_t> group_of(pid_t leader) {
   std::vector<pid_t> members;
   std::error_code gone;  // processes come and go while we look
   for (const auto& entry : std::filesystem::directory_iterator("/proc", gone)) {
-    std::string stat;
-    std::getline(std::ifstream(entry.path() / "stat"), stat);
-    if (stat.rfind(')') == std::string::npos) continue;
-    std::istringstream after_name(stat.substr(stat.rfind(')') + 1));
+    std::istringstream stat = stat_of(entry.path());
     std::string state;
     pid_t parent = 0;
     pid_t group = 0;
-    if (after_name >> state >> parent >> group && group == leader && state != "Z") {
+    if (stat >> state >> parent >> group && group == leader && state != "Z") {
       members.push_back(std::stoi(entry.path().filename()));
     }
   }
   return members;
+}
+
+// User and system time of all threads, in ticks: the 14th and 15th field.
+void add_times(std::istringstream stat, Usage& usage) {
+  const std::chrono::nanoseconds tick(1'000'000'000 / ::sysconf(_SC_CLK_TCK));
+  std::string other;
+  for (int field = 3; field < 14; ++field) stat >> other;
+  std::int64_t user = 0;
+  std::int64_t system = 0;
+  if (stat >> user >> system) {
+    usage.user = user * tick;
+    usage.system = system * tick;
+  }
 }
 
 // What one process uses; nothing if it has just ended.
@@ -157,6 +174,7 @@ Usage usage_of(pid_t pid) {
   usage.cpu = std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
 
   const std::string proc = fmt::format("/proc/{}", pid);
+  add_times(stat_of(proc), usage);
   std::ifstream status(proc + "/status");
   std::string key;
   while (status >> key) {
@@ -263,10 +281,8 @@ void ServerProcess::freeze() {
   // it also is for a moment at each call. Source: proc(5).
   int seen = 0;
   const bool stopped = wait_until(patience, [&] {
-    std::string stat;
-    std::getline(std::ifstream(fmt::format("/proc/{}/stat", pid_)), stat);
-    const std::size_t name_ends = stat.rfind(')');
-    const char state = name_ends == std::string::npos ? '?' : stat.at(name_ends + 2);
+    char state = '?';
+    stat_of(fmt::format("/proc/{}", pid_)) >> state;
     seen = state == 'T' || state == 't' ? seen + 1 : 0;
     return seen == 20;
   });
@@ -298,6 +314,8 @@ Usage ServerProcess::usage() const {
   for (const pid_t member : group_of(pid_)) {
     const Usage one = usage_of(member);
     sum.cpu += one.cpu;
+    sum.user += one.user;
+    sum.system += one.system;
     sum.resident += one.resident;
     sum.address_space += one.address_space;
     sum.page_tables += one.page_tables;

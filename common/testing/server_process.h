@@ -38,9 +38,12 @@ struct Exit {
 // Of the process and of those it started, from Linux's /proc and their CPU clocks.
 struct Usage {
   std::chrono::nanoseconds cpu{0};  // user and system, of all threads
-  std::size_t resident = 0;         // bytes
-  std::size_t address_space = 0;    // bytes
-  std::size_t page_tables = 0;      // bytes, of the kernel's memory
+  // The two, as the kernel tells them apart: by sampling, unless it is built otherwise.
+  std::chrono::nanoseconds user{0};
+  std::chrono::nanoseconds system{0};
+  std::size_t resident = 0;       // bytes
+  std::size_t address_space = 0;  // bytes
+  std::size_t page_tables = 0;    // bytes, of the kernel's memory
   std::size_t threads = 0;
   std::size_t descriptors = 0;
 };

@@ -27,16 +27,17 @@ std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// One of 250 loopback addresses, or nothing where only 127.0.0.1 exists (macOS).
+}  // namespace
+
 std::optional<Address> source_for(const Address& server, std::size_t index) {
 #ifdef __linux__
-  if (server.family() == AF_INET) return resolve(fmt::format("127.0.1.{}", 1 + index % 250), 0);
+  if (to_text(server).starts_with("127.")) {
+    return resolve(fmt::format("127.0.1.{}", 1 + index % 250), 0);
+  }
 #endif
   (void)server, (void)index;
   return std::nullopt;
 }
-
-}  // namespace
 
 void fill_pattern(std::uint64_t seed, std::size_t offset, std::span<char> out) {
   std::size_t filled = 0;

@@ -22,6 +22,10 @@
 // The endless pseudo-random bytes of one client: the same for the same seed.
 void fill_pattern(std::uint64_t seed, std::size_t offset, std::span<char> out);
 
+// Where client `index` of a server on 127.0.0.0/8 connects from: one of 250 loopback
+// addresses. Nothing for other servers, and where only 127.0.0.1 exists (macOS).
+std::optional<Address> source_for(const Address& server, std::size_t index);
+
 // What every client does in one exchange.
 struct Traffic {
   std::size_t bytes = 64;          // sent, and expected back

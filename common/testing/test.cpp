@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "common/testing/battery.h"
@@ -177,6 +178,22 @@ TEST_CASE("a program that does not listen is a failure that says why") {
   CHECK(absent.find("cannot run no-such-program: No such file") != std::string::npos);
   CHECK(message({.argv = {"sh", "-c", "echo hello"}, .environment = {}}).find("stdout \"hello") !=
         std::string::npos);
+}
+
+TEST_CASE("what a server spends in user mode and in the kernel is told apart") {
+  holds([] {
+    // Two programs that never wait: one computes, the other does nothing but system calls.
+    const auto system_share = [](const std::string& loop) {
+      const std::string script = "echo listening on 127.0.0.1:1; " + loop;
+      const ServerProcess server({.argv = {"sh", "-c", script}, .environment = {}});
+      std::this_thread::sleep_for(500ms);
+      const Usage usage = server.usage();
+      CHECK(std::abs((usage.user + usage.system - usage.cpu) / 1ms) < 100);
+      return double(usage.system.count()) / double((usage.user + usage.system).count());
+    };
+    CHECK(system_share("while :; do :; done") < 0.4);
+    CHECK(system_share("exec dd if=/dev/zero of=/dev/null bs=1 2>&1") > 0.5);
+  });
 }
 
 TEST_CASE("a pattern is the same wherever it is entered and differs between clients") {
