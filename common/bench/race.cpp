@@ -21,6 +21,7 @@
 #include "common/bench/measure.h"
 #include "common/bench/report.h"
 #include "common/socket/options.h"
+#include "common/socket/process.h"
 
 namespace {
 
@@ -145,6 +146,8 @@ Row run(const Contender& contender, std::size_t clients, const Terms& terms,
     row.ran = true;
     const std::size_t changed = load.mismatched_bytes + row.open.load.mismatched_bytes;
     if (changed > 0) row.note = fmt::format("WRONG: {} bytes came back changed", changed);
+  } catch (const StartupError& cannot) {  // of the generator, for want of descriptors
+    row.note = fmt::format("not run: {}", cannot.what());
   } catch (const std::exception& problem) {
     row.note = fmt::format("FAILED: {}", problem.what());
   }
@@ -235,9 +238,8 @@ void print_table(const std::vector<Row>& rows, const Terms& terms) {
     fmt::print("{}", text_of(row));
   }
   fmt::print(
-      "\nCPU us, switches (of context): of the server, per request. sys%: the kernel's share of "
-      "that\n"
-      "CPU time. KiB/conn: resident memory of an idle connection.\n");
+      "\nOf the server, per request: CPU us, the kernel's share of it, context switches.\n"
+      "KiB/conn: resident memory of an idle connection.\n");
   const auto limited = [](const Row& row) { return !row.closed.load.bottleneck().empty(); };
   if (std::any_of(rows.begin(), rows.end(), limited)) {
     fmt::print("≥: the load generator had no more to give; the server may do more.\n");
@@ -261,8 +263,11 @@ std::string list(const std::vector<std::string>& names) {
 }
 
 // Who has least, who is within 15 % of that, and who has most: what one run can tell.
+// Rows whose value is 0 have none.
 std::string least_and_most(std::vector<const Row*> rows, const Value& value, const char* unit,
                            int digits) {
+  std::erase_if(rows, [&](const Row* row) { return value(*row) <= 0; });
+  if (rows.size() < 2) return "this run cannot tell";  // no /proc, or a generator that was late
   std::sort(rows.begin(), rows.end(),
             [&](const Row* a, const Row* b) { return value(*a) < value(*b); });
   const double least = value(*rows.front());
@@ -275,21 +280,24 @@ std::string least_and_most(std::vector<const Row*> rows, const Value& value, con
     return fmt::format("{:.{}f} to {:.{}f} {}: all the same, as far as one run can tell", least,
                        digits, most, digits, unit);
   }
-  const std::string times =
-      least > 0 ? fmt::format(", {:.1f} times as much", most / least) : std::string();
-  return fmt::format("least {} ({:.{}f} {}), most {} ({:.{}f}{})", list(low), least, digits, unit,
-                     rows.back()->contender->name, most, digits, times);
+  return fmt::format("least {} ({:.{}f} {}), most {} ({:.{}f}, {:.1f} times as much)", list(low),
+                     least, digits, unit, rows.back()->contender->name, most, digits, most / least);
 }
 
-// The rows with the most connections that more than one server held.
+// Where the generator was late, its lateness is in the latency, and nothing can be said.
+double p99_in_ms(const Row& row) {
+  const LoadResult& open = row.open.load;
+  return open.bottleneck().empty() ? static_cast<double>(open.latency.quantile(0.99)) / 1e6 : 0;
+}
+
+// The rows with the most connections that some server held.
 std::vector<const Row*> largest_shared(const std::vector<Row>& rows) {
   std::vector<const Row*> found;
   for (const Row& row : rows) {
     if (!row.complete()) continue;
-    if (found.size() > 1 && row.clients > found.front()->clients) found.clear();
+    if (!found.empty() && row.clients > found.front()->clients) found.clear();
     found.push_back(&row);
   }
-  std::erase_if(found, [&](const Row* row) { return row->clients != found.back()->clients; });
   return found;
 }
 
@@ -306,19 +314,12 @@ void print_meaning(const std::vector<Row>& rows) {
   fmt::print("\nWhat it says\n");
   fmt::print("  Held     {} servers held {}{}\n", largest.size(), size,
              partly.empty() ? "" : "; " + list(partly));
+  const auto cost = [](const Row& row) { return row.closed.cpu_us; };
+  const auto memory = [](const Row& row) { return row.closed.kib_per_connection; };
   fmt::print("  Cost     of a request with {}: {}\n", size,
-             least_and_most(
-                 largest, [](const Row& r) { return r.closed.cpu_us; }, "us of CPU", 1));
-  fmt::print("  Latency  p99 with {}: {}\n", size,
-             least_and_most(
-                 largest,
-                 [](const Row& r) {
-                   return static_cast<double>(r.open.load.latency.quantile(0.99)) / 1e6;
-                 },
-                 "ms", 2));
-  fmt::print("  Memory   of an idle connection: {}\n",
-             least_and_most(
-                 largest, [](const Row& r) { return r.closed.kib_per_connection; }, "KiB", 2));
+             least_and_most(largest, cost, "us of CPU", 1));
+  fmt::print("  Latency  p99 with {}: {}\n", size, least_and_most(largest, p99_in_ms, "ms", 2));
+  fmt::print("  Memory   of an idle connection: {}\n", least_and_most(largest, memory, "KiB", 2));
 }
 
 }  // namespace
