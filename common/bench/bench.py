@@ -48,6 +48,8 @@ MODELS = {
     "08-netpoller": "parked coroutines",
     "floor": "bare epoll, no state",
     "Go net": "goroutines",
+    "libuv": "callbacks",
+    "Asio": "coroutines, one thread",
 }
 
 # --- the servers ----------------------------------------------------------------------
@@ -66,6 +68,21 @@ def servers():
         # Its listeners would speak Multipath TCP since Go 1.24, which costs.
         found["Go net"] = ["env", "GODEBUG=multipathtcp=0", "build/common/go-net-server",
                            "-address", "127.0.0.1:{port}"]
+    for name in ("libuv", "Asio"):
+        if (ROOT / f"build/common/{name.lower()}-server").exists():
+            found[name] = [f"build/common/{name.lower()}-server"]
+    return found
+
+
+def versions(commands):
+    """Of the peers: what they are made with, as far as it says."""
+    found = {}
+    if "Go net" in commands and shutil.which("go"):
+        found["Go net"] = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True).stdout.strip()
+    for name in ("libuv", "Asio"):
+        if name in commands:
+            text = subprocess.run(commands[name] + ["--help"], cwd=ROOT, capture_output=True, text=True).stdout
+            found[name] = re.search(rf"{name} ([0-9.]+)", text)[1]
     return found
 
 
@@ -85,6 +102,11 @@ def peers():
         ("floor (bare epoll)", (ROOT / "build/common/floor-server").exists(), "Linux only"),
         ("Go net", (ROOT / "build/common/go-net-server").exists(),
          "install Go, then rm -r build && ./tour" if not go else "rm -r build && ./tour"),
+        ("libuv", (ROOT / "build/common/libuv-server").exists(),
+         "install libuv1-dev (Debian), then rm -r build && ./tour"),
+        ("Asio", (ROOT / "build/common/asio-server").exists(),
+         "install libasio-dev (Debian), then rm -r build && ./tour"),
+        ("cloudwego/netpoll", False, "not here yet: it is a Go module, to be fetched from the network"),
     ):
         print(f"{name:<24}{'takes part' if there else 'missing: ' + how}")
 
@@ -197,15 +219,13 @@ def machine(repeats):
                 model = line.split(":", 1)[1].strip()
     except OSError:
         pass
-    go = shutil.which("go")
-    version = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True).stdout if go else ""
     return {
         "processor": model,
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "date": datetime.date.today().isoformat(),
         "repeats": repeats,
-        "go": version.strip(),
+        "versions": versions(servers()),
     }
 
 
@@ -283,7 +303,8 @@ def limited(rows):
 
 
 def label(results, name):
-    return f"{name} ({results.machine['go']})" if name == "Go net" and results.machine["go"] else name
+    version = results.machine["versions"].get(name)
+    return f"{name} ({version})" if version else name
 
 
 def overlaps(results, names, size):
@@ -426,7 +447,7 @@ TABLES |= {name[:2]: ("closed", chapter_table(name[:2])) for name in MODELS if n
 COLOURS = {"01-blocking": "#000000", "02-thread-per-conn": "#d55e00", "03-select": "#e69f00",
            "04-epoll": "#0072b2", "05-kqueue": "#56b4e9", "06-event-loop": "#009e73",
            "07-worker-pool": "#cc79a7", "08-netpoller": "#7f3fbf", "floor": "#777777",
-           "Go net": "#8c6d31"}
+           "Go net": "#8c6d31", "libuv": "#a0a000", "Asio": "#a05050"}
 
 
 def plot(name, results, title, xlabel, ylabel, lines, extra=""):
