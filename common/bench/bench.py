@@ -451,7 +451,7 @@ COLOURS = {"01-blocking": "#000000", "02-thread-per-conn": "#d55e00", "03-select
 
 
 def plot(name, results, title, xlabel, ylabel, lines, extra=""):
-    """lines: (server, [(x, median, lowest, highest)])"""
+    """lines: (server, [(x in thousands, median, lowest, highest)])"""
     data, plots = "", []
     CHARTS.mkdir(exist_ok=True)
     for i, (server, points) in enumerate(lines):
@@ -462,7 +462,7 @@ def plot(name, results, title, xlabel, ylabel, lines, extra=""):
         plots.append(f"$d{i} using 1:2:3:4 with yerrorbars lc rgb '{COLOURS[server]}' lw 1 pt 7 ps 0.5 notitle")
     m = results.machine
     script = f"""
-set terminal svg size 860,500 font 'sans-serif,14' background '#ffffff'
+set terminal svg size 960,500 font 'sans-serif,14' background '#ffffff'
 set output '{CHARTS / name}.svg'
 set title "{title}\\n{m['processor']}, {m['cores']} cores, {m['system']}, {m['date']}" noenhanced
 set xlabel '{xlabel}'
@@ -488,7 +488,7 @@ def points(results, experiment, name, xs, field, scale, key):
         rows = results.get(experiment, name, **key(x))
         if rows:
             all_ = values(rows, field, scale)
-            found.append((x, statistics.median(all_), min(all_), max(all_)))
+            found.append((x / 1000, statistics.median(all_), min(all_), max(all_)))
     return found
 
 
@@ -516,7 +516,7 @@ def chart_cost(results):
         f"$d using {2 + 3 * i}:{3 + 3 * i}:{4 + 3 * i}:xtic(1) title '{size:,} connections' "
         f"lc rgb '{shades[i]}'" for i, size in enumerate(SIZES))
     run_gnuplot(f"""
-set terminal svg size 860,500 font 'sans-serif,14' background '#ffffff'
+set terminal svg size 960,500 font 'sans-serif,14' background '#ffffff'
 set output '{CHARTS / "cost"}.svg'
 set title "What a 64-byte message costs the server\\n{m['processor']}, {m['cores']} cores, {m['system']}, {m['date']}" noenhanced
 set ylabel 'CPU time per request, µs'
@@ -545,17 +545,17 @@ def chart(name, results):
     if name == "cost":
         chart_cost(results)
     elif name == "rate":
-        plot(name, results, "Latency against offered rate, 1,000 connections", "messages per second",
+        plot(name, results, "Latency against offered rate, 1,000 connections", "messages per second, in thousands",
              "p99 latency, ms (log scale)",
              lines_of(results, "rate", RATES, "p99_us", 1e-3, lambda x: {"clients": 1000, "rate": x}),
              "set logscale y")
     elif name == "idle":
-        plot(name, results, "The cost of those who say nothing", "idle connections beside 10 busy ones",
+        plot(name, results, "The cost of those who say nothing", "idle connections beside 10 busy ones, in thousands",
              "CPU time per request, µs",
              lines_of(results, "idle", IDLE, "cpu_us", 1, lambda x: {"clients": 10, "idle": x}),
              "set yrange [0:*]")
     elif name == "memory":
-        plot(name, results, "Memory of silent connections", "connections", "resident memory, MiB (log scale)",
+        plot(name, results, "Memory of silent connections", "connections, in thousands", "resident memory, MiB (log scale)",
              lines_of(results, "memory", MEMORY, "resident_kib", 1 / 1024,
                       lambda x: {"clients": 1, "idle": x - 1}),
              "set logscale y")
