@@ -31,7 +31,6 @@ struct Contender {
   std::string limit = {};  // why it may not hold all connections
   Command command = {};
   std::string skipped = {};  // why it cannot run here; empty if it can
-  bool chapter = true;
 };
 
 struct Row {
@@ -55,6 +54,16 @@ struct Terms {
 std::string grouped(std::size_t number) {
   return number < 1000 ? std::to_string(number)
                        : fmt::format("{},{:03}", grouped(number / 1000), number % 1000);
+}
+
+// "04-epoll and floor"
+std::string list(const std::vector<std::string>& names) {
+  std::string text;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (i > 0) text += i + 1 == names.size() ? " and " : ", ";
+    text += names[i];
+  }
+  return text;
 }
 
 std::vector<Contender> chapters(const std::string& build) {
@@ -96,8 +105,7 @@ void add_peers(const std::string& build, std::vector<Contender>& contenders) {
   if (std::filesystem::exists(floor)) {
     contenders.push_back({.name = "floor",
                           .model = "bare epoll, no state",
-                          .command = {.argv = {floor}, .environment = {}},
-                          .chapter = false});
+                          .command = {.argv = {floor}, .environment = {}}});
   }
   // Since Go 1.24 its listeners speak Multipath TCP unless told not to, which costs.
   const std::string go = build + "/common/go-net-server";
@@ -105,8 +113,7 @@ void add_peers(const std::string& build, std::vector<Contender>& contenders) {
     contenders.push_back({.name = "Go net",
                           .model = is_installed("go") ? go_version() : "goroutines",
                           .command = {.argv = {go, "-address", "127.0.0.1:{port}"},
-                                      .environment = {"GODEBUG=multipathtcp=0"}},
-                          .chapter = false});
+                                      .environment = {"GODEBUG=multipathtcp=0"}}});
   }
 }
 
@@ -126,13 +133,15 @@ Measurement under(const Contender& contender, std::size_t clients, const Terms& 
   return measure(contender.command, plan);
 }
 
-std::string why_not_all(const Contender& contender, const LoadResult& load) {
-  std::string what;
-  if (load.refused > 0) what += fmt::format("{} refused", grouped(load.refused));
-  if (load.unserved > 0) {
-    what += fmt::format("{}{} not served", what.empty() ? "" : ", ", grouped(load.unserved));
-  }
-  return contender.limit.empty() ? what : fmt::format("{}: {}", what, contender.limit);
+// What became of the connections that are not held, or did not last.
+std::string losses(const Contender& contender, const LoadResult& load) {
+  std::vector<std::string> parts;
+  if (load.refused > 0) parts.push_back(grouped(load.refused) + " refused");
+  if (load.unserved > 0) parts.push_back(grouped(load.unserved) + " not served");
+  if (load.broken > 0) parts.push_back(grouped(load.broken) + " broken");
+  if (parts.empty()) return {};
+  const bool known = load.broken == 0 && !contender.limit.empty();
+  return list(parts) + (known ? ": " + contender.limit : "");
 }
 
 Row run(const Contender& contender, std::size_t clients, const Terms& terms,
@@ -141,7 +150,7 @@ Row run(const Contender& contender, std::size_t clients, const Terms& terms,
   try {
     row.closed = under(contender, clients, terms, 0, where);
     const LoadResult& load = row.closed.load;
-    if (load.held < clients) row.note = why_not_all(contender, load);
+    row.note = losses(contender, load);
     if (load.held > 0) row.open = under(contender, clients, terms, terms.rate, where);
     row.ran = true;
     const std::size_t changed = load.mismatched_bytes + row.open.load.mismatched_bytes;
@@ -154,30 +163,32 @@ Row run(const Contender& contender, std::size_t clients, const Terms& terms,
   return row;
 }
 
-// A server that did not hold so many does not hold more either.
+// Why the contender is not loaded with the next number of connections; empty if it is. A
+// server that did not hold so many does not hold more either.
+std::string why_not(const Contender& contender, const std::vector<Row>& rows) {
+  const auto before = std::find_if(rows.rbegin(), rows.rend(), [&](const Row& row) {
+    return row.contender == &contender && (row.ran || !contender.skipped.empty());
+  });
+  if (!contender.skipped.empty()) {
+    return before == rows.rend() ? fmt::format("skipped: {}", contender.skipped) : "skipped";
+  }
+  if (before == rows.rend() || before->complete()) return {};
+  return fmt::format("not run: it held {} of {}", grouped(before->held()),
+                     grouped(before->clients));
+}
+
 std::vector<Row> run_all(const std::vector<Contender>& contenders,
                          const std::vector<std::size_t>& sizes, const Terms& terms) {
   std::vector<Row> rows;
   const std::size_t all = sizes.size() * contenders.size();
   for (const std::size_t clients : sizes) {
     for (const Contender& contender : contenders) {
-      const auto full = std::find_if(rows.begin(), rows.end(), [&](const Row& row) {
-        return row.contender == &contender && !row.complete();
-      });
-      if (!contender.skipped.empty()) {
-        rows.push_back({.contender = &contender,
-                        .clients = clients,
-                        .note = clients == sizes.front()
-                                    ? fmt::format("skipped: {}", contender.skipped)
-                                    : "skipped"});
-      } else if (full != rows.end() && full->ran) {
-        rows.push_back({.contender = &contender,
-                        .clients = clients,
-                        .note = fmt::format("not run: it held {} of {}", grouped(full->held()),
-                                            grouped(full->clients))});
+      const std::string reason = why_not(contender, rows);
+      if (reason.empty()) {
+        const std::string where = fmt::format("{}/{}: ", rows.size() + 1, all);
+        rows.push_back(run(contender, clients, terms, where));
       } else {
-        rows.push_back(
-            run(contender, clients, terms, fmt::format("{}/{}: ", rows.size() + 1, all)));
+        rows.push_back({.contender = &contender, .clients = clients, .note = reason});
       }
     }
   }
@@ -251,16 +262,6 @@ void print_table(const std::vector<Row>& rows, const Terms& terms) {
 }
 
 using Value = std::function<double(const Row&)>;
-
-// "04-epoll and floor"
-std::string list(const std::vector<std::string>& names) {
-  std::string text;
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    if (i > 0) text += i + 1 == names.size() ? " and " : ", ";
-    text += names[i];
-  }
-  return text;
-}
 
 // Who has least, who is within 15 % of that, and who has most: what one run can tell.
 // Rows whose value is 0 have none.

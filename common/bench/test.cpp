@@ -244,6 +244,19 @@ TEST_CASE("connections that are refused are counted and so are those that nobody
   CHECK(refused.first_problem == "Connection refused");
 }
 
+TEST_CASE("a thread none of whose connections is served leaves the load to the others") {
+  const DelayedEcho server(1, 20ms);
+  LoadPlan plan = short_plan(3);
+  plan.threads = 3;
+  SUBCASE("closed") {}
+  SUBCASE("open") { plan.rate = 30; }
+  const LoadResult result = run_load(server.address(), plan);
+  CHECK(result.held == 1);
+  CHECK(result.unserved == 2);
+  CHECK(result.answered > 2);
+  CHECK(result.unanswered == 0);
+}
+
 TEST_CASE("connections that break during the load are counted with what they had under way") {
   ServerProcess server(kSound);
   LoadPlan plan = short_plan(10);
