@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """The full measurement, and what is made of it: tables, charts, figures in the READMEs.
 
-usage: bench.py [--repeats N] [--only NAME] [--out FOLDER]     measure, then report
-       bench.py --report [--out FOLDER]                        report what was measured
+usage: bench.py [--repeats N] [--only NAME] [--out FOLDER] [--keep]   measure, then report
+       bench.py --report [--out FOLDER]                               report what was measured
        bench.py --agree FOLDER FOLDER                          compare two measurements
        bench.py --peers                                        who else could take part
 
 Measuring runs build/common/measure a few hundred times, in turns: each server once with
 each setting, then all of them again. So the machine's drift hits all alike, and each
-figure has a median and a range. Every run is a line of FOLDER/runs.csv (build/bench).
+figure has a median and a range. Every run is a line of FOLDER/runs.csv, where FOLDER is
+build/bench unless told otherwise, or build/bench-NAME.
 
 Reporting writes charts to common/bench/charts/ (if gnuplot is installed) and replaces
-what stands between <!-- bench:NAME --> and <!-- /bench --> in the READMEs.
+what stands between <!-- bench:NAME --> and <!-- /bench --> in the READMEs; with --keep
+it does neither. --only is one of closed, open, rate, idle, memory, slow.
 """
 import argparse
 import collections
@@ -31,6 +33,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CHARTS = ROOT / "common/bench/charts"
+READMES = ("README.md", "common/bench/README.md", "0?-*/README.md")
 SIZES = (100, 1000, 10000)
 RATE = 20000  # messages a second, for the latencies of the race
 RATES = (5000, 10000, 20000, 40000, 60000, 80000, 100000)
@@ -292,14 +295,24 @@ def middle(rows, field, digits, scale=1.0):
     return f"{statistics.median(values(rows, field, scale)):,.{digits}f}" if rows else "–"
 
 
-def table(header, rows):
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" + "---:|" * (len(header) - 1)]
+def table(header, rows, words=1):
+    """The first so many columns are words, the others figures."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * words + "---:|" * (len(header) - words)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def limited(rows):
     """Whether the generator was the bottleneck in most of the runs."""
     return sum(row["bottleneck"] != "" for row in rows) * 2 > len(rows)
+
+
+def times_floor(results, name, size):
+    """The cost in multiples of the floor's: the median over the turns."""
+    floor = {row["repeat"]: float(row["cpu_us"]) for row in results.get("closed", "floor", size)}
+    ratios = [float(row["cpu_us"]) / floor[row["repeat"]]
+              for row in results.get("closed", name, size)
+              if row["repeat"] in floor and int(row["held"]) == size]
+    return f"{statistics.median(ratios):.2f}" if ratios else "–"
 
 
 def label(results, name):
@@ -365,11 +378,28 @@ def cost_table(results, names):
 
 def largest(results, name):
     """The runs with the most connections."""
-    for size in reversed(SIZES):
-        rows = results.get("closed", name, size)
-        if rows:
-            return rows
-    return []
+    return next((rows for size in reversed(SIZES)
+                 for rows in [results.get("closed", name, size)] if rows), [])
+
+
+def summary_table(results):
+    """The race in one line for each server."""
+    lines = []
+    for name in results.servers("closed"):
+        costs = [middle(rows, "cpu_us", 1) if rows and int(rows[0]["held"]) == size else "–"
+                 for size in SIZES for rows in [results.get("closed", name, size)]]
+        most = largest(results, name)
+        open_ = results.get("open", name, SIZES[1], rate=RATE)
+        lines.append([label(results, name), MODELS[name], middle(most, "held", 0), *costs,
+                      times_floor(results, name, SIZES[-1]),
+                      middle(open_, "p99_us", 2, 1e-3) + ("*" if limited(open_) else ""),
+                      middle(most, "server_threads", 0), middle(most, "switches", 2),
+                      middle(most, "kib_per_connection", 2)])
+    header = ["server", "model", "held of 10,000"] + [f"CPU µs/request, {size:,}" for size in SIZES]
+    header += ["× floor, 10,000", "p99 ms, 1,000", "threads", "switches/request", "KiB/connection"]
+    late = " *: the load generator was late itself." if any("*" in line[7] for line in lines) else ""
+    return (table(header, lines, words=2) + f"\n\nWith 100, 1,000 and 10,000 connections; p99 at {RATE:,} "
+            f"messages a second.{late} Medians of {results.machine['repeats']}. {results.where()}")
 
 
 def chapter_table(number):
@@ -436,7 +466,7 @@ def slow_table(results):
             f"whose requests take 300 ms each. {results.how()} {results.where()}")
 
 
-TABLES = {"race": ("closed", race_table), "system": ("closed", system_table),
+TABLES = {"summary": ("closed", summary_table), "race": ("closed", race_table), "system": ("closed", system_table),
           "idle": ("idle", idle_table), "rate": ("rate", rate_table),
           "memory": ("memory", memory_table), "slow": ("slow", slow_table)}
 TABLES |= {name[:2]: ("closed", chapter_table(name[:2])) for name in MODELS if name[0] == "0"}
@@ -590,7 +620,7 @@ def filling(name, readme, results):
 
 
 def rewrite(results):
-    for readme in [ROOT / "README.md", *sorted(ROOT.glob("0?-*/README.md"))]:
+    for readme in sorted(path for pattern in READMES for path in ROOT.glob(pattern)):
         before = readme.read_text()
 
         def fill(match):
@@ -602,9 +632,9 @@ def rewrite(results):
             print(f"{readme.relative_to(ROOT)} has new figures")
 
 
-def report(out):
+def report(out, keep):
     results = Results(out)
-    for name in ("race", "system", "idle", "rate", "memory", "slow"):
+    for name in ("summary", "race", "system", "idle", "rate", "memory", "slow"):
         experiment, make = TABLES[name]
         if results.servers(experiment):
             (out / f"{name}.md").write_text(make(results) + "\n")
@@ -612,8 +642,9 @@ def report(out):
     for name, reason in skipped().items():
         print(f"\n{name} is skipped: {reason}")
     print()
-    draw_charts(results)
-    rewrite(results)
+    if not keep:
+        draw_charts(results)
+        rewrite(results)
 
 
 # --- whether two measurements say the same --------------------------------------------
@@ -646,8 +677,9 @@ def main():
                                      allow_abbrev=False)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", choices=("closed", "open", "rate", "idle", "memory", "slow"))
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "build/bench")
+    parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--keep", action="store_true")
     parser.add_argument("--agree", nargs=2, type=pathlib.Path)
     parser.add_argument("--peers", action="store_true")
     options = parser.parse_args()
@@ -655,11 +687,17 @@ def main():
         return peers()
     if options.agree:
         sys.exit(1 if agree(*options.agree) else 0)
-    if not options.report:
-        if options.repeats < 1:
-            parser.error("--repeats is 1 or more")
-        measure_all(options.out, options.repeats, options.only)
-    report(options.out)
+    if options.repeats < 1:
+        parser.error("--repeats is 1 or more")
+    out = options.out or ROOT / "build" / (f"bench-{options.only}" if options.only else "bench")
+    try:
+        if not options.report:
+            measure_all(out, options.repeats, options.only)
+        report(out, options.keep)
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped; what was measured is in {out}")
+    except FileNotFoundError as missing:
+        sys.exit(f"bench.py: {missing.filename} is missing: was it measured?")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,12 @@ class BenchTest(unittest.TestCase):
                                 ["03-select"])
         self.assertIn("| 03-select | – | – | – |", text)
 
+    def test_the_cost_in_floors_is_of_the_same_turn(self):
+        results = self.results(runs("closed", "04-epoll", 10000, [5.0, 20.0, 6.6]) +
+                               runs("closed", "floor", 10000, [5.0, 10.0, 6.0]))
+        self.assertEqual(bench.times_floor(results, "04-epoll", 10000), "1.10")
+        self.assertEqual(bench.times_floor(results, "04-epoll", 100), "–")
+
     def test_a_chapter_stands_beside_the_one_before(self):
         results = self.results([row for name in ("02-thread-per-conn", "03-select", "04-epoll", "floor")
                                 for row in runs("closed", name, 100, [5.0])])

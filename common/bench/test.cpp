@@ -60,7 +60,7 @@ class DelayedEcho {
   std::thread acceptor_;  // last: it fills threads_
 };
 
-// Three seconds of load on a server that stands still for the first of them.
+// Three seconds of load on a server that stands still for one of them.
 LoadResult load_with_a_stall(LoadPlan plan) {
   ServerProcess server(kSound);
   plan.clients = 10;
@@ -68,6 +68,7 @@ LoadResult load_with_a_stall(LoadPlan plan) {
   plan.duration = 3s;
   plan.on_moment = [&](Moment moment) {
     if (moment != Moment::begin) return;
+    std::this_thread::sleep_for(200ms);  // so that what it stops is among the measured
     server.freeze();
     std::this_thread::sleep_for(1s);
     server.thaw();
@@ -348,10 +349,23 @@ TEST_CASE("slow requests are not among the measured, but what they do to others 
   CHECK(ms(run_load(blocked.address(), plan).latency.quantile(0.5)) > 100);
 }
 
+TEST_CASE("nobody but the slow clients asks for slow work") {
+  ServerProcess server(kSound.with({"--work", "5s"}));
+  LoadPlan plan = short_plan(5);
+  plan.rate = 4000;
+  const LoadResult result = run_load(server.address(), plan);
+  CHECK(result.latency.count() == 2000);
+  CHECK(result.unanswered == 0);
+}
+
 TEST_CASE("a measurement has the server's side too") {
   holds([] {
-    const Measurement m = measure(kSound, short_plan(50));
+    LoadPlan plan = short_plan(50);
+    plan.warmup = 1s;  // longer than the rest: it must not be counted with it
+    const Measurement m = measure(kSound, plan);
     CHECK(m.load.held == 50);
+    CHECK(m.load.cpu_share > 0.01);
+    CHECK(m.load.cpu_share < 1.1);
     CHECK(m.cpu_us > 0.1);
     CHECK(m.cpu_us < 1000);
     CHECK(m.cores > 0.01);
@@ -361,8 +375,10 @@ TEST_CASE("a measurement has the server's side too") {
     CHECK(m.resident > 100'000);
     CHECK(m.system_share > 0.3);
     CHECK(m.system_share <= 1);
-    CHECK(m.switches > 0);
-    CHECK(m.switches < 3);
+    // With one message under way the server falls asleep after nearly every one.
+    const double switches = measure(kSound, short_plan(1)).switches;
+    CHECK(switches > 0.2);
+    CHECK(switches < 3);
   });
 }
 
