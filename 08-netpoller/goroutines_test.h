@@ -3,6 +3,8 @@
 
 #include <poll.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <future>
 #include <memory>
@@ -27,6 +29,7 @@ inline void run(std::size_t workers, const std::function<Task(Scheduler&)>& body
   });
   if (ended.get_future().wait_for(patience) != std::future_status::ready) {
     fmt::print("the goroutines have not ended\n");
+    (void)std::fflush(stdout);
     std::_Exit(1);
   }
   thread.join();
@@ -39,13 +42,20 @@ struct Pair {
     far = connect_to(local_address(listener.socket()));
     if (!wait_for(far, POLLOUT, patience)) fail("not connected");
     const bool accepted = wait_until(patience, [&] {
-      if (auto next = listener.accept_now()) near = std::make_unique<Conn>(std::move(*next));
+      if (Conn next = listener.accept_now()) near = std::make_unique<Conn>(std::move(next));
       return near != nullptr;
     });
     if (!accepted) fail("not accepted");
   }
 
-  void send(std::string_view data) const { (void)write_some(far, data); }
+  void send(std::string_view data) const {
+    while (!data.empty()) {
+      const IoResult out = write_some(far, data);
+      if (out.status == Io::would_block && wait_for(far, POLLOUT, patience)) continue;
+      if (out.status != Io::ok) fail("not sent");
+      data.remove_prefix(out.size);
+    }
+  }
 
   std::unique_ptr<Conn> near;
   Fd far;

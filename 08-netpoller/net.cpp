@@ -68,15 +68,14 @@ bool Read::call() {
   const auto [in, all] = take(desc().fd(), {buffer.get(), kBuffer});
   desc().set_drained(all);
   if (in.status == Io::ok) {
-    result_.emplace(Received{Status::ok, Bytes(std::move(buffer), in.size)});
+    result_.bytes = Bytes(std::move(buffer), in.size);
     return true;
   }
   give_back(std::move(buffer));
   if (in.status == Io::would_block) return false;
-  result_.emplace(Received{in.status == Io::end         ? Status::end
-                           : in.status == Io::peer_gone ? Status::peer_gone
-                                                        : Status::out_of_resources,
-                           {}});
+  result_.status = in.status == Io::end         ? Status::end
+                   : in.status == Io::peer_gone ? Status::peer_gone
+                                                : Status::out_of_resources;
   return true;
 }
 
@@ -84,7 +83,7 @@ bool Read::call() {
 // read has to try.
 void Read::fail(Failure failure) {
   if (failure == Failure::timed_out) desc().set_drained(false);
-  result_.emplace(Received{failure == Failure::closed ? Status::closed : Status::timed_out, {}});
+  result_.status = failure == Failure::closed ? Status::closed : Status::timed_out;
 }
 
 bool WriteAll::call() {
@@ -139,10 +138,9 @@ Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)
 
 Accept Listener::accept() { return Accept(netpoller_, hold_); }
 
-std::optional<Conn> Listener::accept_now() {
+Conn Listener::accept_now() {
   Accepted next = accept_from(socket(), Mode::non_blocking);
   PollDesc* desc = next.status == Io::ok ? netpoller_.open(std::move(next.connection)) : nullptr;
-  if (!desc) return std::nullopt;
   return Conn(desc);
 }
 

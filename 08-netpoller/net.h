@@ -36,7 +36,11 @@ class Bytes {
   Bytes(std::unique_ptr<char[]> buffer, std::size_t size)
       : buffer_(std::move(buffer)), size_(size) {}
   Bytes(Bytes&&) = default;
-  Bytes& operator=(Bytes&&) = delete;
+  Bytes& operator=(Bytes&& other) noexcept {
+    std::swap(buffer_, other.buffer_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
   ~Bytes();
 
   std::string_view view() const { return {buffer_.get(), size_}; }
@@ -54,14 +58,14 @@ struct Received {
 class Read : public PollOperation {
  public:
   explicit Read(const Hold& hold) : PollOperation(hold, Direction::read) {}
-  Received await_resume() { return std::move(*result_); }
+  Received await_resume() { return std::move(result_); }
 
  private:
   bool call() override;
   bool may_skip_call() const override { return desc().drained(); }
   void fail(Failure failure) override;
 
-  std::optional<Received> result_;
+  Received result_;
 };
 
 class WriteAll : public PollOperation {
@@ -83,6 +87,7 @@ class Conn {
  public:
   Conn() = default;
   explicit Conn(PollDesc* desc) : hold_(desc) {}
+  explicit operator bool() const { return hold_.desc() != nullptr; }  // it is not closed
 
   // co_await read(): a Received, with 16 KiB at most.
   Read read() { return Read(hold_); }
@@ -109,9 +114,9 @@ class Listener {
   // Throws StartupError: the port is in use, forbidden, or not ours.
   Listener(Scheduler& scheduler, const Endpoint& endpoint);
 
-  Accept accept();                   // co_await accept(): an AcceptResult
-  std::optional<Conn> accept_now();  // one that waits in the backlog, if there is one
-  void close() { hold_.close(); }    // any thread; releases all who accept
+  Accept accept();                 // co_await accept(): an AcceptResult
+  Conn accept_now();               // one that waits in the backlog; empty: none does
+  void close() { hold_.close(); }  // any thread; releases all who accept
   void set_deadline(std::optional<Clock::time_point> when);
   const Fd& socket() const { return hold_.desc()->fd(); }  // until it is closed
 
@@ -196,6 +201,7 @@ class Blocking : public BlockingCall {
 
   auto await_resume() {
     if (error_) std::rethrow_exception(error_);
+    // NOLINTNEXTLINE(bugprone-unchecked-optional-access): without an error there is one
     if constexpr (!std::is_void_v<Result>) return std::move(*result_);
   }
 

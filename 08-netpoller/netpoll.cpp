@@ -40,7 +40,7 @@ void PollDesc::unlock(Direction direction) {
   std::uint32_t use = use_;
   std::uint32_t left = 0;
   do {
-    if (use & wanted(direction)) return hand_over(direction);
+    if ((use & wanted(direction)) != 0) return hand_over(direction);
     left = (use & ~held(direction)) - kUser;
   } while (!use_.compare_exchange_weak(use, left));
   if (left < kUser) close_descriptor();
@@ -71,7 +71,7 @@ void PollDesc::close() {
     wake(direction);
     wake_line(direction);
   }
-  if ((use_ -= kUser) < kUser) close_descriptor();
+  if (use_.fetch_sub(kUser) < 2 * kUser) close_descriptor();  // it was the last
 }
 
 void PollDesc::wake_line(Direction direction) {

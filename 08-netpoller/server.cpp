@@ -95,7 +95,7 @@ Task run_server(Listener& listener, Conn& signals, const Limits& limits, Schedul
   Sessions sessions;
   go(serve(listener, sessions, limits));
   (void)co_await signals.read();
-  while (auto conn = listener.accept_now()) go(echo(std::move(*conn), sessions, limits));
+  while (Conn conn = listener.accept_now()) go(echo(std::move(conn), sessions, limits));
   listener.close();
   const auto grace_ends = Clock::now() + kGrace;
   while (!sessions.empty() && Clock::now() + kTick < grace_ends) {

@@ -28,7 +28,7 @@ class Options {
  public:
   explicit Options(std::string summary) : summary_(std::move(summary)) {}
 
-  void add(Endpoint& endpoint);  // --host, --port
+  void add(Endpoint& endpoint);                                         // --host, --port
   void add(const char* name, bool& value, const std::string& meaning);  // no value: it sets true
   void add(const char* name, std::string& value, const std::string& meaning);
   void add(const char* name, std::uint16_t& value, const std::string& meaning);  // 0 to 65535

@@ -1,0 +1,16 @@
+// Counts what is allocated in the test's program. In a file of its own, so that no
+// compiler puts the one half of a pair into its caller and then warns of the other.
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+std::atomic<std::size_t> allocations = 0;
+
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
