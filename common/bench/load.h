@@ -78,6 +78,7 @@ struct LoadResult {
 };
 
 // Connects, loads, drains, disconnects. Source addresses are spread over 127.0.0.0/8
-// where the server is on that network and the system has more of it than 127.0.0.1.
+// where the server is on that network and the system has more of it than 127.0.0.1;
+// elsewhere connections end with a reset, which leaves no port in TIME_WAIT.
 // Throws StartupError if this process may not open so many descriptors.
 LoadResult run_load(const Address& server, const LoadPlan& plan);

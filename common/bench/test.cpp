@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <csignal>
+#include <fstream>
 #include <random>
 #include <string>
 #include <thread>
@@ -12,6 +13,7 @@
 #include "common/bench/histogram.h"
 #include "common/bench/load.h"
 #include "common/bench/measure.h"
+#include "common/socket/process.h"
 #include "common/socket/socket.h"
 #include "common/testing/holds.h"
 #include "common/testing/server_process.h"
@@ -256,6 +258,28 @@ TEST_CASE("a thread none of whose connections is served leaves the load to the o
   CHECK(result.unserved == 2);
   CHECK(result.answered > 2);
   CHECK(result.unanswered == 0);
+}
+
+TEST_CASE("where all come from one address no connection is left in TIME_WAIT") {
+  holds([] {
+    std::ifstream connections("/proc/net/tcp6");
+    if (!connections) skip("no /proc/net/tcp6 to see it in");
+    try {
+      listen_on(resolve("::1", 0));
+    } catch (const StartupError& none) {
+      skip("no IPv6 here: {}", none.what());
+    }
+    ServerProcess server(kSound.with({"--host", "::1"}));  // there is one such address
+    const LoadResult result = run_load(server.address(), short_plan(20));
+    CHECK(result.held == 20);
+    const std::string text = to_text(server.address());
+    const int port = std::stoi(text.substr(text.rfind(':') + 1));
+    std::string line;
+    while (std::getline(connections, line)) {
+      // Number, local and remote address in hex, state: 6 is TIME_WAIT.
+      if (line.find(fmt::format(":{:04X} 06 ", port)) != std::string::npos) FAIL_CHECK(line);
+    }
+  });
 }
 
 TEST_CASE("connections that break during the load are counted with what they had under way") {

@@ -11,6 +11,7 @@
 
 #include "common/socket/process.h"
 #include "common/socket/socket.h"
+#include "common/testing/client.h"
 #include "common/testing/swarm.h"
 #ifdef __linux__
 #include <sys/prctl.h>
@@ -291,6 +292,13 @@ LoadResult Worker::leave() {
     const ssize_t size = ::recv(fd.get(), &byte, 1, MSG_PEEK);
     if (size > 0) ++result_.mismatched_bytes;  // nobody asked it anything
     if (size == 0 || (size < 0 && errno != EAGAIN && errno != EWOULDBLOCK)) ++result_.idle_lost;
+  }
+  if (!source_for(server_, 0)) {
+    // All ports are of one address, and TIME_WAIT would keep them from the next run.
+    for (const Connection& c : connections_) {
+      if (c.socket) reset_on_close(c.socket);
+    }
+    for (const Fd& fd : idle_) reset_on_close(fd);
   }
   connections_.clear();
   idle_.clear();
