@@ -46,16 +46,16 @@ void PollDesc::unlock(Direction direction) {
   if (left < kUser) close_descriptor();
 }
 
-// To the first in line: it stays held, and its user is another one now.
+// To the first in line: it stays held, and its user is another one now. After a close
+// too: he finds out, and hands it over to the next.
 void PollDesc::hand_over(Direction direction) {
   PollOperation* first = nullptr;
   {
     const std::lock_guard guard(mutex());
     PollOperation*& line = lines_[static_cast<std::size_t>(direction)];
-    if (line) first = std::exchange(line, line->next_in_line_);
+    first = std::exchange(line, line->next_in_line_);
     if (!line) use_ &= ~wanted(direction);
   }
-  if (!first) return unlock(direction);  // close() has sent them away
   first->locked_ = true;
   netpoller_->scheduler().ready(*first->goroutine_);
 }
@@ -65,24 +65,11 @@ void PollDesc::close() {
   do {
     if (use & kClosing) return;
   } while (!use_.compare_exchange_weak(use, use | kClosing));
-  // It is published; now wake those who would not look otherwise.
+  // It is published; now wake those who would not look otherwise. Who is in line for the
+  // lock has it handed over by whoever leaves.
   netpoller_->scheduler().timers().remove(*this);
-  for (const Direction direction : {Direction::read, Direction::write}) {
-    wake(direction);
-    wake_line(direction);
-  }
+  for (const Direction direction : {Direction::read, Direction::write}) wake(direction);
   if (use_.fetch_sub(kUser) < 2 * kUser) close_descriptor();  // it was the last
-}
-
-void PollDesc::wake_line(Direction direction) {
-  GoroutineList woken;
-  {
-    const std::lock_guard guard(mutex());
-    PollOperation* waiter = std::exchange(lines_[static_cast<std::size_t>(direction)], nullptr);
-    use_ &= ~wanted(direction);
-    for (; waiter; waiter = waiter->next_in_line_) woken.push(*waiter->goroutine_);
-  }
-  netpoller_->scheduler().ready(woken);
 }
 
 // By the last user. After that the number, and this, may be somebody else's.

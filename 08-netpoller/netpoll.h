@@ -119,7 +119,6 @@ class PollDesc : private Timer {
 
   void open(Fd fd);
   void hand_over(Direction direction);
-  void wake_line(Direction direction);
   void wake(Direction direction);
   void close_descriptor();
 

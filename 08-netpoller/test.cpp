@@ -152,16 +152,17 @@ TEST_CASE("without a free descriptor it can still be stopped") {
 
 TEST_CASE("at SIGTERM who is in the backlog is served") {
   holds([] {
-    // The first echo's write takes half a second to return. When the worker polls again,
-    // it learns of the signal and of the client in the backlog in one go.
-    Command command = under_strace({.argv = {SERVER, "--workers", "1"}, .environment = {}},
-                                   {"write:delay_exit=500000:when=2"});
-    ServerProcess server(command);
+    // The first client's bytes take half a second to be read. When the worker polls again,
+    // it learns of the signal and of the client in the backlog in one go. (The first
+    // recvmsg is that of the pipe for signals.)
+    ServerProcess server(under_strace({.argv = {SERVER, "--workers", "1"}, .environment = {}},
+                                      {"recvmsg:delay_exit=500000:when=2"}));
     Client first(server.address());
-    first.echo("hello");
-    server.signal(SIGTERM);
+    first.send("hello");
     std::this_thread::sleep_for(100ms);
+    server.signal(SIGTERM);
     Client second(server.address());
+    CHECK(first.receive(5) == "hello");
     second.echo("hello");
     CHECK(second.is_closed_within(2s));
     const auto exit = server.wait_for_exit(2s);
