@@ -86,9 +86,9 @@ void hand_over() {
     }
     ratios.push_back(cpu[1].back() / cpu[0].back());
   }
-  fmt::print("{:<28}{:>12}{:>12}\n", "", "CPU", "by the clock");
-  fmt::print("{:<28}{:>12.1f}{:>12.1f}\n", "done on the loop", median(cpu[0]), median(elapsed[0]));
-  fmt::print("{:<28}{:>12.1f}{:>12.1f}\n", "handed to a worker", median(cpu[1]),
+  fmt::print("{:<28}{:>12}{:>14}\n", "", "CPU", "by the clock");
+  fmt::print("{:<28}{:>12.1f}{:>14.1f}\n", "done on the loop", median(cpu[0]), median(elapsed[0]));
+  fmt::print("{:<28}{:>12.1f}{:>14.1f}\n", "handed to a worker", median(cpu[1]),
              median(elapsed[1]));
   fmt::print("{:<28}{:>12.2f}  (CPU, the median of the pairs)\n", "ratio", median(ratios));
 }

@@ -2,6 +2,7 @@
 //
 //   build/common/cost build/04-epoll/server build/common/floor-server
 //   build/common/cost --idle 10000 build/04-epoll/server
+//   build/common/cost "build/08-netpoller/server --workers 1" build/common/floor-server
 //
 // With two programs: each at 100, 1,000 and 10,000 clients. With --idle: one program,
 // 100 busy clients, alone and beside so many idle ones. The machine's speed drifts, so
@@ -10,6 +11,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -22,8 +24,16 @@ namespace {
 constexpr const char* kHeader = "{:>8}{:>14}{:>14}{:>10}\n";
 constexpr const char* kRow = "{:>8}{:>14.2f}{:>14.2f}{:>10.3f}\n";
 
+// "build/08-netpoller/server --workers 1": a program and its flags, with spaces between.
+Command command_of(const std::string& words) {
+  Command command;
+  std::istringstream stream(words);
+  for (std::string word; stream >> word;) command.argv.push_back(word);
+  return command;
+}
+
 double cost_of(const std::string& program, std::size_t clients) {
-  ServerProcess server({.argv = {program}, .environment = {}});
+  ServerProcess server(command_of(program));
   Swarm swarm(server.address(), clients, battery::seed());
   swarm.connect();
   return cpu_per_message(server, swarm, static_cast<int>(100'000 / clients));
@@ -74,8 +84,8 @@ int main(int argc, char** argv) {
       for (const std::size_t size : sizes) compare(programs[0], programs[1], size, pairs);
     } else {
       fmt::print(fmt::runtime(kHeader), "idle", "none idle", "beside idle", "ratio");
-      const Costs costs = cost_beside_idle({.argv = {programs[0]}, .environment = {}}, 100, idle,
-                                           20'000, static_cast<int>(pairs));
+      const Costs costs =
+          cost_beside_idle(command_of(programs[0]), 100, idle, 20'000, static_cast<int>(pairs));
       fmt::print(fmt::runtime(kRow), idle, costs.alone, costs.beside_idle, costs.ratio);
     }
   } catch (const std::exception& problem) {
