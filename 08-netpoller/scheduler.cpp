@@ -94,7 +94,9 @@ void Scheduler::work(Worker& worker) {
   current = &worker;
   while (Goroutine* goroutine = find_runnable(worker)) {
     stop_spinning(worker);
+    worker.busy.store(true, std::memory_order_relaxed);
     run(worker, *goroutine);
+    worker.busy.store(false, std::memory_order_relaxed);
   }
   current = nullptr;
 }
@@ -287,18 +289,18 @@ void Scheduler::stop() {
 }
 
 std::string Scheduler::trace() {
-  const std::size_t idle = static_cast<std::size_t>(idle_.load());
   std::string queues;
   std::size_t queued = global_.size();
+  std::size_t running = 0;
   for (const auto& worker : workers_) {
     queued += worker->queue.size();
+    running += worker->busy ? 1 : 0;
     queues += fmt::format(" {}", worker->queue.size());
   }
-  const std::size_t running = workers_.size() - std::min(workers_.size(), idle);
-  const std::size_t busy = std::min(goroutines_.load(), queued + running);
+  const std::size_t parked = goroutines_ - std::min(goroutines_.load(), queued + running);
   return fmt::format(
-      "SCHED workers={} idle={} inpoll={} spinning={} global={} queues=[{} ] parked={} polls={} "
-      "steals={} breaks={}",
-      workers_.size(), idle, polling_ ? 1 : 0, spinning_.load(), global_.size(), queues,
-      goroutines_ - busy, polls_.load(), steals_.load(), netpoller_->breaks());
+      "SCHED workers={} running={} idle={} inpoll={} spinning={} global={} queues=[{} ] parked={} "
+      "polls={} steals={} breaks={}",
+      workers_.size(), running, idle_.load(), polling_ ? 1 : 0, spinning_.load(), global_.size(),
+      queues, parked, polls_.load(), steals_.load(), netpoller_->breaks());
 }

@@ -54,6 +54,7 @@ struct Worker {
   std::vector<std::unique_ptr<char[]>> buffers;  // that nobody has borrowed (net.cpp)
   // Of the goroutine that it runs.
   Goroutine* goroutine = nullptr;
+  std::atomic<bool> busy = false;  // for the trace
   int budget = 0;
   bool over_budget = false;
   bool ended = false;
