@@ -234,14 +234,18 @@ TEST_CASE("a handler that throws closes its connection and no other") {
 
 TEST_CASE("a connection may be closed in its own handler and is of no effect after that") {
   holds([] {
-    LoopUnderTest server([](Connection& conn) {
+    std::atomic<bool> still_there = false;
+    LoopUnderTest server([&](Connection& conn) {
+      const auto self = conn.weak_from_this();
       conn.close();
       conn.close();
-      conn.write(conn.reader().next(100));
+      still_there = !self.expired();
+      if (still_there) conn.write(conn.reader().next(100));
     });
     Client client(server.address());
     client.send("hello");
     CHECK(client.receive_until_end().empty());
+    CHECK(still_there);
   });
 }
 
@@ -316,6 +320,17 @@ TEST_CASE("bytes that came while a handler kept the loop are not silence") {
       std::this_thread::sleep_for(300ms);
     });
     CHECK(client.receive(13) == "I am not idle");
+  });
+}
+
+TEST_CASE("who has spoken since his timer was set is closed when it is due again") {
+  holds([] {
+    LoopUnderTest server(echo, 600ms);
+    Client client(server.address());
+    std::this_thread::sleep_for(300ms);
+    client.echo("I am not idle");
+    CHECK_FALSE(client.is_closed_within(400ms));  // 700 ms after he came
+    CHECK(client.is_closed_within(patience));
   });
 }
 
