@@ -152,7 +152,7 @@ TEST_CASE("at SIGTERM who is in the backlog is served") {
     // The handler's write to the pipe takes half a second to return: the pipe is ready
     // before the listener is, and the listener's event comes after that of the stop.
     ServerProcess server(under_strace(kServer.command, {"write:delay_exit=500000:when=2"}));
-    server.signal(SIGTERM);
+    signal_first_thread(server, SIGTERM);  // the loop's
     std::this_thread::sleep_for(200ms);
     Client client(server.address());
     client.echo("hello");

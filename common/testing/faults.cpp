@@ -17,6 +17,8 @@
 #include "common/socket/process.h"
 #ifdef __linux__
 #include <sched.h>
+
+#include <csignal>
 #endif
 
 namespace {
@@ -47,6 +49,15 @@ Command under_strace(const Command& command, const std::vector<std::string>& inj
   flags.insert(flags.end(), {"-e", calls});
   return traced(command, "/dev/null", flags);
 }
+
+#ifdef __linux__
+void signal_first_thread(const ServerProcess& server, int number) {
+  if (::tgkill(server.pid(), server.pid(), number) != 0)
+    throw std::system_error(errno, std::system_category(), "tgkill");
+}
+#else
+void signal_first_thread(const ServerProcess&, int) { skip("only Linux can signal one thread"); }
+#endif
 
 CallLog::CallLog(const Command& command, const std::string& calls)
     : path_(std::filesystem::temp_directory_path() / "calls-XXXXXX") {

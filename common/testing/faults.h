@@ -13,6 +13,10 @@
 // those before it may be the loader's. Source: strace(1), -e inject.
 Command under_strace(const Command& command, const std::vector<std::string>& injections);
 
+// Signals the server's first thread. Of a server with several threads any other may take
+// a signal, and most likely does while strace holds the first.
+void signal_first_thread(const ServerProcess& server, int number);
+
 // Writes down the system calls that a server makes, by strace ("epoll_ctl,close").
 class CallLog {
  public:
