@@ -1,13 +1,8 @@
 #include "net.h"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 
 #include <algorithm>
-#include <array>
-#include <cstring>
 
 #include "common/socket/process.h"
 
@@ -30,34 +25,6 @@ void give_back(std::unique_ptr<char[]> buffer) {
     worker->buffers.push_back(std::move(buffer));
 }
 
-// Reads, and learns whether there is more. Linux says in the same call how many bytes it
-// leaves behind, and counts the end as one: see TCP_INQ in linux/tcp.h. Without it one has
-// to call again to know, as Go does. Whatever did not read anything is for read_some to tell.
-struct Taken {
-  IoResult result;
-  bool all = false;
-};
-
-Taken take(const Fd& socket, std::span<char> buffer) {
-#ifdef TCP_INQ
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control;
-  iovec place{buffer.data(), buffer.size()};
-  msghdr message{};
-  message.msg_iov = &place;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  const ssize_t size = ::recvmsg(socket.get(), &message, 0);
-  if (size > 0) {
-    int left = 1;
-    const cmsghdr* note = CMSG_FIRSTHDR(&message);
-    if (note && note->cmsg_type == TCP_CM_INQ) std::memcpy(&left, CMSG_DATA(note), sizeof(left));
-    return {{Io::ok, static_cast<std::size_t>(size)}, left == 0};
-  }
-#endif
-  return {read_some(socket, buffer)};
-}
-
 }  // namespace
 
 Bytes::~Bytes() { give_back(std::move(buffer_)); }
@@ -65,8 +32,8 @@ Bytes::~Bytes() { give_back(std::move(buffer_)); }
 // A buffer for as long as the call takes; for longer only if something came.
 bool Read::call() {
   auto buffer = borrow_buffer();
-  const auto [in, all] = take(desc().fd(), {buffer.get(), kBuffer});
-  desc().set_drained(all);
+  const IoResult in = read_some(desc().fd(), {buffer.get(), kBuffer});
+  desc().set_left(in.status, in.size < kBuffer);
   if (in.status == Io::ok) {
     result_.bytes = Bytes(std::move(buffer), in.size);
     return true;
@@ -82,7 +49,7 @@ bool Read::call() {
 // Whoever was woken by news and by his deadline at once has used up the news: the next
 // read has to try.
 void Read::fail(Failure failure) {
-  if (failure == Failure::timed_out) desc().set_drained(false);
+  if (failure == Failure::timed_out) desc().set_left(Io::would_block, false);
   result_.status = failure == Failure::closed ? Status::closed : Status::timed_out;
 }
 
@@ -120,10 +87,6 @@ std::size_t Conn::unread() const {
 namespace {
 
 PollDesc* watched(Netpoller& netpoller, Fd listener) {
-#ifdef TCP_INQ
-  const int on = 1;  // its connections inherit it
-  ::setsockopt(listener.get(), IPPROTO_TCP, TCP_INQ, &on, sizeof(on));
-#endif
   PollDesc* desc = netpoller.open(std::move(listener));
   if (!desc) throw StartupError("cannot watch the listener: no room");
   return desc;
@@ -188,13 +151,19 @@ bool Yield::commit(Goroutine& goroutine) {
 
 bool BlockingCall::commit(Goroutine& goroutine) {
   Scheduler& scheduler = this_worker()->scheduler;
-  return scheduler.pool().try_submit([this, &goroutine, &scheduler] {
-    try {
-      call();
-    } catch (...) {
-      error_ = std::current_exception();
-    }
+  try {
+    return scheduler.pool().try_submit([this, &goroutine, &scheduler] {
+      try {
+        call();
+      } catch (...) {
+        error_ = std::current_exception();
+      }
+      done_ = true;
+      scheduler.ready(goroutine);
+    });
+  } catch (...) {  // there are no threads, or no memory
+    error_ = std::current_exception();
     done_ = true;
-    scheduler.ready(goroutine);
-  });
+    return false;
+  }
 }

@@ -1,6 +1,7 @@
 // What Go's own tests ask of its network: net/timeout_test.go, net/net_test.go,
 // internal/poll/fd_mutex_test.go, runtime/proc_test.go.
 #include <poll.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <atomic>
@@ -37,6 +38,23 @@ Task read_into(Conn& conn, Status& status, Event& ended) {
   ended.set();
 }
 
+struct TwoReads {
+  std::string bytes;
+  Status last = Status::ok;
+  milliseconds between{0};
+  Event ended;
+};
+
+Task read_twice(Conn& conn, TwoReads& reads) {
+  const Received first = co_await conn.read();
+  const auto then = Clock::now();
+  const Received second = co_await conn.read();
+  reads.between = std::chrono::duration_cast<milliseconds>(Clock::now() - then);
+  reads.bytes = std::string(first.bytes.view()) + std::string(second.bytes.view());
+  reads.last = second.status;
+  reads.ended.set();
+}
+
 }  // namespace
 
 TEST_CASE("twenty thousand messages go to and fro and none allocates") {
@@ -61,6 +79,74 @@ TEST_CASE("twenty thousand messages go to and fro and none allocates") {
         while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
       });
     }
+  });
+}
+
+namespace {
+
+Task start_another(const Event& end) {
+  if (!end) go(start_another(end));
+  co_return;
+}
+
+}  // namespace
+
+TEST_CASE("goroutines that start each other hold up neither timers nor the network") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      Event end;
+      go(start_another(end));
+      co_await sleep_for(1ms);
+      pair.send("hello");
+      CHECK((co_await pair.near->read()).bytes.view() == "hello");
+      std::thread sender([&pair] {
+        std::this_thread::sleep_for(20ms);
+        pair.send("again");
+      });
+      pair.near->set_read_deadline(Clock::now() + 500ms);  // before it would be doubted
+      CHECK((co_await pair.near->read()).bytes.view() == "again");
+      end.set();
+      sender.join();
+      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("the end behind the last bytes is found at once") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      TwoReads reads;
+      go(read_twice(*pair.near, reads));
+      co_await sleep_for(10ms);  // it is parked; bytes and end are one event
+      pair.send("bye");
+      ::shutdown(pair.far.get(), SHUT_WR);
+      while (!reads.ended) co_await sleep_for(1ms);
+      CHECK(reads.bytes == "bye");
+      CHECK(reads.last == Status::end);
+      CHECK(reads.between < 300ms);  // and not when it is doubted, a second later
+    });
+  });
+}
+
+TEST_CASE("what a read that was cut short has left behind is found") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      for (const bool trusted : {true, false}) {
+        TwoReads reads;
+        go(read_twice(*pair.near, reads));
+        co_await sleep_for(10ms);
+        // A read stops before an urgent byte, and the next one goes on after it: tcp(7).
+        pair.send("before");
+        if (::send(pair.far.get(), "!", 1, MSG_OOB) != 1) fail("not sent");
+        pair.send("after");
+        while (!reads.ended) co_await sleep_for(1ms);
+        CHECK(reads.bytes == "beforeafter");
+        CHECK((reads.between > 500ms) == trusted);  // who was found out is not trusted again
+      }
+    });
   });
 }
 

@@ -11,6 +11,8 @@
 
 using std::chrono::milliseconds;
 
+constexpr milliseconds kDoubt{1000};
+
 // ---- The lock. Go: fdMutex.
 
 PollDesc::Lock PollDesc::lock(Direction direction) {
@@ -110,6 +112,23 @@ void PollDesc::wake(Direction direction) {
   if (Goroutine* goroutine = unblock(direction, false)) netpoller_->scheduler().ready(*goroutine);
 }
 
+// ---- Trust.
+
+void PollDesc::set_left(Io status, bool got_less) {
+  if (status == Io::ok && left_ == Left::doubted) trusted_ = false;
+  const bool all = status == Io::ok && got_less && trusted_ && !hung_up_;
+  left_.store(all ? Left::nothing : Left::unknown, std::memory_order_relaxed);
+}
+
+void PollDesc::doubt(GoroutineList& woken) {
+  Left left = left_;
+  if (left == Left::nothing) {
+    left_.compare_exchange_strong(left, Left::nothing_for_long);
+  } else if (left == Left::nothing_for_long && left_.compare_exchange_strong(left, Left::doubted)) {
+    if (Goroutine* goroutine = unblock(Direction::read, true)) woken.push(*goroutine);
+  }
+}
+
 // ---- Deadlines. Go: runtime_pollSetDeadline, netpolldeadlineimpl.
 
 void PollDesc::set_deadline(std::uint32_t sequence, Direction direction,
@@ -205,9 +224,21 @@ std::optional<PollOperation::Failure> PollOperation::failure() const {
 Netpoller::Netpoller(Scheduler& scheduler) : scheduler_(scheduler) {
   if (!queue_ || !watch(break_.read_end.get(), 0))
     throw StartupError(fmt::format("no netpoller: {}", error_text(errno)));
+  scheduler_.timers().add(*this, Clock::now() + kDoubt);
+}
+
+void Netpoller::fire() {
+  GoroutineList woken;
+  for (const auto& chunk : chunks_) {
+    PollDesc* descs = chunk;
+    for (std::size_t i = 0; descs && i < kChunk; ++i) descs[i].doubt(woken);
+  }
+  scheduler_.ready(woken);
+  scheduler_.timers().add(*this, Clock::now() + kDoubt);
 }
 
 Netpoller::~Netpoller() {
+  scheduler_.timers().remove(*this);
   for (const auto& chunk : chunks_) delete[] chunk.load();
 }
 
@@ -228,7 +259,9 @@ void PollDesc::open(Fd fd) {
     state(direction) = kNil;
     deadline(direction) = kNever;
   }
-  drained_ = false;
+  left_ = Left::unknown;
+  hung_up_ = false;
+  trusted_ = true;
   use_ = kUser;
 }
 
@@ -259,8 +292,7 @@ GoroutineList Netpoller::poll(Clock::time_point until) {
 }
 
 // What the system has reported of a descriptor. A stale event is dropped.
-void Netpoller::report(int fd, std::uint32_t sequence, bool readable, bool writable,
-                       GoroutineList& woken) {
+void Netpoller::report(int fd, std::uint32_t sequence, Readiness readiness, GoroutineList& woken) {
   if (fd == break_.read_end.get()) {
     std::array<char, 16> bytes;
     while (read_some(break_.read_end, bytes).status == Io::ok) {
@@ -271,10 +303,11 @@ void Netpoller::report(int fd, std::uint32_t sequence, bool readable, bool writa
   HOOK(before_report);
   PollDesc& reported = *desc(fd);
   if (reported.sequence_ != sequence) return;
-  if (readable) {
+  if (readiness.hung_up) reported.hung_up_ = true;
+  if (readiness.readable) {
     if (Goroutine* goroutine = reported.unblock(Direction::read, true)) woken.push(*goroutine);
   }
-  if (writable) {
+  if (readiness.writable) {
     if (Goroutine* goroutine = reported.unblock(Direction::write, true)) woken.push(*goroutine);
   }
   HOOK(after_report);

@@ -82,10 +82,13 @@ class PollDesc : private Timer {
   void set_deadline(std::uint32_t sequence, Direction direction,
                     std::optional<Clock::time_point> when);
 
-  // Whether the last read took all there was, so that the next one need not be tried
-  // before there is news. The reader's alone.
-  bool drained() const { return drained_; }
-  void set_drained(bool drained) { drained_ = drained; }
+  // What the last read has left. One that got less than it asked for has taken all (epoll(7)
+  // says so), and the next need not be tried before there is news. But after a hang-up
+  // there is none; and who is silent although he was trusted is looked at, once: something
+  // between us and the kernel may make reads shorter. If it does he is not trusted again.
+  bool drained() const { return left_ == Left::nothing || left_ == Left::nothing_for_long; }
+  void set_left(Io status, bool got_less);
+  void doubt(GoroutineList& woken);  // each second, by the poller
 
  private:
   friend class Netpoller;
@@ -131,7 +134,10 @@ class PollDesc : private Timer {
   std::array<std::atomic<std::uintptr_t>, 2> states_{};
   std::array<std::atomic<Clock::time_point>, 2> deadlines_{kNever, kNever};
   std::array<PollOperation*, 2> lines_{};  // who waits for the lock; first come, first served
-  bool drained_ = false;
+  enum class Left : std::uint8_t { unknown, nothing, nothing_for_long, doubted };
+  std::atomic<Left> left_ = Left::unknown;
+  std::atomic<bool> hung_up_ = false;
+  bool trusted_ = true;  // the reader's alone
 };
 
 // A connection's own hold on its PollDesc, until it is closed. Whoever comes too late with
@@ -159,7 +165,14 @@ class Hold {
   std::uint32_t sequence_ = 0;
 };
 
-class Netpoller {
+// What the system says of a descriptor.
+struct Readiness {
+  bool readable;
+  bool writable;
+  bool hung_up;  // the peer has finished sending, or is gone: there may be bytes before that
+};
+
+class Netpoller : private Timer {
  public:
   explicit Netpoller(Scheduler& scheduler);
   ~Netpoller();
@@ -190,7 +203,8 @@ class Netpoller {
   void wait(std::optional<std::chrono::milliseconds> limit, GoroutineList& woken);
 
   PollDesc* desc(int fd);
-  void report(int fd, std::uint32_t sequence, bool readable, bool writable, GoroutineList& woken);
+  void report(int fd, std::uint32_t sequence, Readiness readiness, GoroutineList& woken);
+  void fire() override;  // doubts all descriptors
 
   Scheduler& scheduler_;
   Fd queue_ = make_queue();

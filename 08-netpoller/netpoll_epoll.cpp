@@ -7,6 +7,12 @@
 
 #include "netpoll.h"
 
+namespace {
+
+constexpr std::uint32_t kHungUp = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
+
+}  // namespace
+
 Fd Netpoller::make_queue() { return Fd(::epoll_create1(EPOLL_CLOEXEC)); }
 
 // Once, for both directions, for as long as it is open; edge-triggered, because the one
@@ -30,7 +36,9 @@ void Netpoller::wait(std::optional<std::chrono::milliseconds> limit, GoroutineLi
     const epoll_event& event = events[static_cast<std::size_t>(i)];
     report(static_cast<int>(event.data.u64 & 0xffffffff),
            static_cast<std::uint32_t>(event.data.u64 >> 32),
-           event.events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR),
-           event.events & (EPOLLOUT | EPOLLHUP | EPOLLERR), woken);
+           {.readable = (event.events & (EPOLLIN | kHungUp)) != 0,
+            .writable = (event.events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0,
+            .hung_up = (event.events & kHungUp) != 0},
+           woken);
   }
 }

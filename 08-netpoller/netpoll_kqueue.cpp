@@ -65,7 +65,9 @@ void Netpoller::wait(std::optional<std::chrono::milliseconds> limit, GoroutineLi
     const struct kevent& event = events[static_cast<std::size_t>(i)];
     report(static_cast<int>(event.ident),
            static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(event.udata)),
-           event.filter == EVFILT_READ, event.filter == EVFILT_WRITE || (event.flags & EV_EOF),
+           {.readable = event.filter == EVFILT_READ,
+            .writable = event.filter == EVFILT_WRITE || (event.flags & EV_EOF) != 0,
+            .hung_up = (event.flags & EV_EOF) != 0},
            woken);
   }
 }

@@ -44,6 +44,13 @@ class GoroutineList {
     return taken;
   }
 
+  // The next one's memory, while this one is at work: it has slept, and is cold.
+  void prefetch() const {
+    constexpr std::size_t kLine = 64;
+    for (std::size_t i = 0; first_ && i < 6; ++i)
+      __builtin_prefetch(reinterpret_cast<const char*>(first_) + i * kLine);
+  }
+
   std::size_t size() const { return size_; }
 
  private:
@@ -65,6 +72,7 @@ class RunQueue {
     const std::lock_guard lock(mutex_);
     Goroutine* goroutine = list_.pop();
     size_ = list_.size();
+    list_.prefetch();
     return goroutine;
   }
 

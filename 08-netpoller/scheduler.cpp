@@ -47,11 +47,17 @@ Scheduler::Scheduler(std::size_t workers, std::size_t blocking)
         if (polling_) netpoller_->break_poll();
       }),
       netpoller_(std::make_unique<Netpoller>(*this)),
-      pool_(blocking, std::numeric_limits<std::size_t>::max()) {
+      blocking_(blocking) {
   for (std::size_t i = 0; i < workers; ++i) workers_.push_back(std::make_unique<Worker>(*this, i));
 }
 
 Scheduler::~Scheduler() = default;
+
+WorkerPool& Scheduler::pool() {
+  const std::lock_guard lock(pool_mutex_);
+  if (!pool_) pool_.emplace(blocking_, std::numeric_limits<std::size_t>::max());
+  return *pool_;
+}
 
 void Scheduler::run(Task main) {
   ++goroutines_;
@@ -141,11 +147,13 @@ void Scheduler::finish(Worker& worker, Goroutine& goroutine) {
 
 Goroutine* Scheduler::find_runnable(Worker& worker) {
   while (!stopping_) {
-    timers_.fire_due();
     if (++worker.turns % kFairness == 0) {
+      timers_.fire_due();
+      poll_now(worker);
       if (Goroutine* goroutine = global_.pop()) return goroutine;
     }
     if (Goroutine* goroutine = worker.queue.pop()) return goroutine;
+    timers_.fire_due();
     // In the global queue are those who have had a turn. Before the next one they have to
     // let those go first who have become ready; else they would keep the network out. (In
     // Go a thread of its own sees to that, sysmon: there a goroutine may run for long.)

@@ -16,6 +16,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -86,7 +87,7 @@ class Scheduler {
 
   Netpoller& netpoller() { return *netpoller_; }
   Timers& timers() { return timers_; }
-  WorkerPool& pool() { return pool_; }
+  WorkerPool& pool();  // throws std::system_error, when it is first asked for: no threads
   std::size_t unfinished() const { return goroutines_; }
 
   // A line as of GODEBUG=schedtrace.
@@ -110,6 +111,7 @@ class Scheduler {
 
   std::vector<std::unique_ptr<Worker>> workers_;
   RunQueue global_;
+  std::atomic<bool> polling_ = false;
   Timers timers_;
   std::unique_ptr<Netpoller> netpoller_;
   Goroutine* main_ = nullptr;
@@ -118,12 +120,15 @@ class Scheduler {
 
   std::atomic<int> idle_ = 0;      // workers that sleep or block in the poll
   std::atomic<int> spinning_ = 0;  // workers that look for work
-  std::atomic<bool> polling_ = false;
-  std::mutex mutex_;  // of sleepers_, and of going to sleep
+  std::mutex mutex_;               // of sleepers_, and of going to sleep
   std::vector<Worker*> sleepers_;
   std::atomic<std::uint64_t> polls_ = 0;
   std::atomic<std::uint64_t> steals_ = 0;
-  WorkerPool pool_;  // the last member, so the first to go: its threads use the others
+  // Not before it is needed: system calls are cheaper in a process that has one thread.
+  // The last member, so the first to go: its threads use the others.
+  const std::size_t blocking_;
+  std::mutex pool_mutex_;
+  std::optional<WorkerPool> pool_;
 };
 
 // --schedtrace: a line on stderr every `period`, after GODEBUG=schedtrace. Zero: none. A

@@ -48,10 +48,9 @@ Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
   for (;;) {
     if (limits.idle_timeout > milliseconds(0))
       conn.set_read_deadline(Clock::now() + limits.idle_timeout);
-    session.reading = true;
+    session.waits();
     const Received request = co_await conn.read();
-    session.reading = false;
-    session.quiet = false;
+    session.goes_on();
     if (request.status != Status::ok) co_return;
     if (request.bytes.view().starts_with('#')) co_await work_on(limits.work);
     if (limits.idle_timeout > milliseconds(0))

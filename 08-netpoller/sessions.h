@@ -17,6 +17,13 @@ struct Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
+  // Said by its goroutine, with each message: so no more order than is needed.
+  void waits() { reading.store(true, std::memory_order_release); }
+  void goes_on() {
+    reading.store(false, std::memory_order_release);
+    quiet.store(false, std::memory_order_release);
+  }
+
   Sessions& sessions;
   Conn& conn;
   std::atomic<bool> reading = false;  // waits for a request: there is nothing to finish

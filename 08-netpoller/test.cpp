@@ -180,6 +180,21 @@ TEST_CASE("once its output has left a connection costs nothing") {
   });
 }
 
+TEST_CASE("who is silent is looked at once and then left alone") {
+  holds([] {
+    CallLog log({.argv = {SERVER, "--workers", "1"}, .environment = {}}, "read");
+    ServerProcess server(log.command());
+    Client client(server.address());
+    client.echo("hello");
+    std::this_thread::sleep_for(50ms);  // until it waits again
+    const std::size_t before = log.count("read");
+    CHECK(wait_until(patience, [&] { return log.count("read") > before; }));
+    std::this_thread::sleep_for(3s);
+    CHECK(log.count("read") == before + 1);
+    client.echo("hello");
+  });
+}
+
 TEST_CASE("a shortage that ends elsewhere is noticed") {
   holds([] {
     // ENFILE: the whole system is short of files. No connection of ours ends that.
@@ -230,6 +245,19 @@ TEST_CASE("one slow request delays nobody else") { holds(kServer, battery::slow_
 TEST_CASE("one slow request delays nobody else on one worker either") {
   holds({.command = {.argv = {SERVER, "--workers", "1"}, .environment = {}}, .clients = 1000},
         battery::slow_handler);
+}
+
+TEST_CASE("who asks for blocking work when there can be no thread is closed and nobody else") {
+  holds([] {
+    ServerProcess server(under_strace({.argv = {SERVER, "--workers", "1"}, .environment = {}},
+                                      {"?clone,?clone3:error=EAGAIN"}));
+    Client client(server.address());
+    Client other(server.address());
+    client.send("#");
+    CHECK(client.is_closed_within(patience));
+    CHECK(server.errors().starts_with("a goroutine has ended: "));
+    other.echo("hello");
+  });
 }
 
 TEST_CASE("at SIGTERM blocking work is finished and its reply sent") {
