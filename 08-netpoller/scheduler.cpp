@@ -47,17 +47,11 @@ Scheduler::Scheduler(std::size_t workers, std::size_t blocking)
         if (polling_) netpoller_->break_poll();
       }),
       netpoller_(std::make_unique<Netpoller>(*this)),
-      blocking_(blocking) {
+      pool_(blocking, std::numeric_limits<std::size_t>::max()) {
   for (std::size_t i = 0; i < workers; ++i) workers_.push_back(std::make_unique<Worker>(*this, i));
 }
 
 Scheduler::~Scheduler() = default;
-
-WorkerPool& Scheduler::pool() {
-  const std::lock_guard lock(pool_mutex_);
-  if (!pool_) pool_.emplace(blocking_, std::numeric_limits<std::size_t>::max());
-  return *pool_;
-}
 
 void Scheduler::run(Task main) {
   ++goroutines_;
@@ -216,14 +210,16 @@ bool Scheduler::poll_now(Worker& worker) {
 void Scheduler::idle(Worker& worker) {
   HOOK(before_idle);
   bool polls = false;
+  bool searched = false;
   {
     const std::lock_guard lock(mutex_);
+    searched = std::exchange(worker.spinning, false);
     polls = !polling_.exchange(true);
     worker.woken = false;
     if (!polls) sleepers_.push_back(&worker);
     ++idle_;
   }
-  if (std::exchange(worker.spinning, false)) --spinning_;
+  if (searched) --spinning_;
   const bool stay = !has_work() && !stopping_;
   if (polls) {
     block_in_poll(worker, stay);

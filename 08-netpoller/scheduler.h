@@ -16,7 +16,6 @@
 #include <limits>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -87,7 +86,7 @@ class Scheduler {
 
   Netpoller& netpoller() { return *netpoller_; }
   Timers& timers() { return timers_; }
-  WorkerPool& pool();  // throws std::system_error, when it is first asked for: no threads
+  WorkerPool& pool() { return pool_; }
   std::size_t unfinished() const { return goroutines_; }
 
   // A line as of GODEBUG=schedtrace.
@@ -124,11 +123,7 @@ class Scheduler {
   std::vector<Worker*> sleepers_;
   std::atomic<std::uint64_t> polls_ = 0;
   std::atomic<std::uint64_t> steals_ = 0;
-  // Not before it is needed: system calls are cheaper in a process that has one thread.
-  // The last member, so the first to go: its threads use the others.
-  const std::size_t blocking_;
-  std::mutex pool_mutex_;
-  std::optional<WorkerPool> pool_;
+  WorkerPool pool_;  // the last member, so the first to go: its threads use the others
 };
 
 // --schedtrace: a line on stderr every `period`, after GODEBUG=schedtrace. Zero: none. A

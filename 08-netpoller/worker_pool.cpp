@@ -1,15 +1,9 @@
 #include "worker_pool.h"
 
+#include <system_error>
 #include <utility>
 
-WorkerPool::WorkerPool(std::size_t workers, std::size_t queue) : queue_(queue) {
-  try {
-    for (std::size_t i = 0; i < workers; ++i) threads_.emplace_back([this] { work(); });
-  } catch (...) {
-    stop();  // those that were started
-    throw;
-  }
-}
+WorkerPool::WorkerPool(std::size_t workers, std::size_t queue) : workers_(workers), queue_(queue) {}
 
 WorkerPool::~WorkerPool() { stop(); }
 
@@ -27,10 +21,21 @@ bool WorkerPool::try_submit(Job job) {
   {
     const std::lock_guard lock(mutex_);
     if (jobs_.size() >= queue_) return false;
+    if (jobs_.size() + running_ >= threads_.size()) start_another();
     jobs_.push_back(std::move(job));
   }
   changed_.notify_one();
   return true;
+}
+
+// If it cannot be had, those that are there have to do.
+void WorkerPool::start_another() {
+  if (threads_.size() == workers_) return;
+  try {
+    threads_.emplace_back([this] { work(); });
+  } catch (const std::system_error&) {
+    if (threads_.empty()) throw;
+  }
 }
 
 // What every worker does. The lock is held to take a job, never while one is done.

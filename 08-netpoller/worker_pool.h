@@ -17,8 +17,8 @@ class WorkerPool {
  public:
   using Job = std::function<void()>;  // must not throw
 
-  // `workers` threads, and at most `queue` jobs that wait for one. Throws
-  // std::system_error when there cannot be so many threads.
+  // At most `workers` threads, each started when all others have something to do (system
+  // calls are cheaper in a process of one thread), and `queue` jobs that wait for one.
   WorkerPool(std::size_t workers, std::size_t queue);
   // Drops the jobs that wait, waits for those that run, and joins every thread.
   ~WorkerPool();
@@ -29,18 +29,21 @@ class WorkerPool {
   bool full() const;
   std::size_t unfinished() const;  // jobs that wait, and those that are being done
 
-  // False: the queue is full, and the job is not taken.
+  // False: the queue is full, and the job is not taken. Throws std::system_error when
+  // there cannot be even one thread.
   bool try_submit(Job job);
 
  private:
+  void start_another();
   void work();
   void stop();
 
+  const std::size_t workers_;
   const std::size_t queue_;
   mutable std::mutex mutex_;         // of all that follows
   std::condition_variable changed_;  // a job has come, or the end
   std::deque<Job> jobs_;
   std::size_t running_ = 0;
   bool stopping_ = false;
-  std::vector<std::thread> threads_;  // the constructor's and the destructor's
+  std::vector<std::thread> threads_;
 };
