@@ -7,10 +7,11 @@
 
 std::atomic<std::size_t> allocations = 0;
 
-void* operator new(std::size_t size) {
+// Weak: clang's ThreadSanitizer brings its own.
+[[gnu::weak]] void* operator new(std::size_t size) {
   ++allocations;
   if (void* memory = std::malloc(size)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::weak]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::weak]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }

@@ -56,7 +56,7 @@ void Read::fail(Failure failure) {
 bool WriteAll::call() {
   while (!left_.empty()) {
     const IoResult out = write_some(desc().fd(), left_);
-    if (out.status == Io::would_block) return false;
+    if (out.status == Io::would_block && desc().watch_write()) return false;
     if (out.status != Io::ok) {
       status_ = out.status == Io::peer_gone ? Status::peer_gone : Status::out_of_resources;
       return true;

@@ -116,9 +116,12 @@ void PollDesc::wake(Direction direction) {
 
 void PollDesc::set_left(Io status, bool got_less) {
   if (status == Io::ok && left_ == Left::doubted) trusted_ = false;
-  const bool all = status == Io::ok && got_less && trusted_ && !hung_up_;
+  const bool all =
+      status == Io::ok && got_less && Netpoller::kShortReadsEnd && trusted_ && !hung_up_;
   left_.store(all ? Left::nothing : Left::unknown, std::memory_order_relaxed);
 }
+
+bool PollDesc::watch_write() { return netpoller_->watch_write(fd_.get(), sequence_); }
 
 void PollDesc::doubt(GoroutineList& woken) {
   Left left = left_;

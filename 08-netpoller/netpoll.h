@@ -48,7 +48,7 @@ enum class Direction : std::uint8_t { read, write };
 class Netpoller;
 class PollOperation;
 
-class PollDesc : private Timer {
+class PollDesc final : private Timer {
  public:
   const Fd& fd() const { return fd_; }
 
@@ -89,6 +89,7 @@ class PollDesc : private Timer {
   bool drained() const { return left_ == Left::nothing || left_ == Left::nothing_for_long; }
   void set_left(Io status, bool got_less);
   void doubt(GoroutineList& woken);  // each second, by the poller
+  bool watch_write();                // before a write waits; false: it cannot be told
 
  private:
   friend class Netpoller;
@@ -172,7 +173,7 @@ struct Readiness {
   bool hung_up;  // the peer has finished sending, or is gone: there may be bytes before that
 };
 
-class Netpoller : private Timer {
+class Netpoller final : private Timer {
  public:
   explicit Netpoller(Scheduler& scheduler);
   ~Netpoller();
@@ -184,6 +185,10 @@ class Netpoller : private Timer {
   // Waits until somebody is ready, `until` has come, or break_poll; and returns the
   // goroutines that were parked for what has come. One worker at a time.
   GoroutineList poll(Clock::time_point until);
+
+  // Whether the system promises that a read which got less than it asked for has taken all
+  // there was, and that it will tell when there is more.
+  static const bool kShortReadsEnd;
 
   // Ends a poll that waits, or the next one. Any thread may, and a signal handler.
   void break_poll();
@@ -199,6 +204,8 @@ class Netpoller : private Timer {
   // Of the system (netpoll_epoll.cpp, netpoll_kqueue.cpp).
   static Fd make_queue();
   bool watch(int fd, std::uint32_t sequence);
+  bool watch_write(int fd, std::uint32_t sequence);
+  bool add(int fd, short filter, unsigned short how, std::uint32_t sequence);  // kqueue's
   void unwatch(int fd);
   void wait(std::optional<std::chrono::milliseconds> limit, GoroutineList& woken);
 

@@ -13,6 +13,8 @@ constexpr std::uint32_t kHungUp = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 
 }  // namespace
 
+const bool Netpoller::kShortReadsEnd = true;  // epoll(7)
+
 Fd Netpoller::make_queue() { return Fd(::epoll_create1(EPOLL_CLOEXEC)); }
 
 // Once, for both directions, for as long as it is open; edge-triggered, because the one
@@ -23,6 +25,8 @@ bool Netpoller::watch(int fd, std::uint32_t sequence) {
   event.data.u64 = (std::uint64_t{sequence} << 32) | static_cast<std::uint32_t>(fd);
   return ::epoll_ctl(queue_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
 }
+
+bool Netpoller::watch_write(int, std::uint32_t) { return true; }  // it is, already
 
 void Netpoller::unwatch(int fd) { ::epoll_ctl(queue_.get(), EPOLL_CTL_DEL, fd, nullptr); }
 

@@ -7,19 +7,12 @@
 #include <cerrno>
 #include <ctime>
 #include <system_error>
-#include <vector>
 
 #include "netpoll.h"
 
 namespace {
 
-#ifdef __linux__
-// libkqueue loses events of EV_CLEAR that do not fit into the list. So it is made to fit
-// all that can be: two for each descriptor.
-constexpr std::size_t kBatch = 65'536;
-#else
-constexpr std::size_t kBatch = 64;
-#endif
+constexpr std::size_t kBatch = 128;
 
 // The number and the sequence travel in the event, as a pointer that points to nothing.
 void* tag(std::uint32_t sequence) {
@@ -28,18 +21,26 @@ void* tag(std::uint32_t sequence) {
 
 }  // namespace
 
+const bool Netpoller::kShortReadsEnd = false;  // kqueue(2) has no word of it
+
 Fd Netpoller::make_queue() { return Fd(::kqueue()); }
 
-// Two filters, once, for as long as it is open; EV_CLEAR, because the one who is told and
+// For reading once, for as long as it is open; EV_CLEAR, because the one who is told and
 // the one who reads are not the same.
 bool Netpoller::watch(int fd, std::uint32_t sequence) {
-  std::array<struct kevent, 2> changes;
-  const auto ident = static_cast<std::uintptr_t>(fd);
-  EV_SET(&changes[0], ident, EVFILT_READ, EV_ADD | EV_CLEAR, 0, 0, tag(sequence));
-  EV_SET(&changes[1], ident, EVFILT_WRITE, EV_ADD | EV_CLEAR, 0, 0, tag(sequence));
-  // The pipe's read end cannot be written to.
-  const int count = fd == break_.read_end.get() ? 1 : 2;
-  return ::kevent(queue_.get(), changes.data(), count, nullptr, 0, nullptr) >= 0 || errno == EINTR;
+  return add(fd, EVFILT_READ, EV_CLEAR, sequence);
+}
+
+// For writing when it has to wait. (Go has both filters from the start. But libkqueue
+// loses events when those of both do not fit into one list.)
+bool Netpoller::watch_write(int fd, std::uint32_t sequence) {
+  return add(fd, EVFILT_WRITE, EV_CLEAR | EV_ONESHOT, sequence);
+}
+
+bool Netpoller::add(int fd, short filter, unsigned short how, std::uint32_t sequence) {
+  struct kevent change {};
+  EV_SET(&change, static_cast<std::uintptr_t>(fd), filter, EV_ADD | how, 0, 0, tag(sequence));
+  return ::kevent(queue_.get(), &change, 1, nullptr, 0, nullptr) >= 0 || errno == EINTR;
 }
 
 // A BSD drops the filters when the descriptor is closed; libkqueue wants to be told.
@@ -52,7 +53,7 @@ void Netpoller::unwatch(int fd) {
 }
 
 void Netpoller::wait(std::optional<std::chrono::milliseconds> limit, GoroutineList& woken) {
-  static thread_local std::vector<struct kevent> events(kBatch);
+  std::array<struct kevent, kBatch> events;
   timespec left{};
   if (limit) {
     left.tv_sec = static_cast<std::time_t>(limit->count() / 1000);
