@@ -306,12 +306,16 @@ def limited(rows):
     return sum(row["bottleneck"] != "" for row in rows) * 2 > len(rows)
 
 
-def times_floor(results, name, size):
-    """The cost in multiples of the floor's: the median over the turns."""
+def multiples(results, name, size):
+    """CPU per request in multiples of the floor's in the same turn: a machine's speed changes."""
     floor = {row["repeat"]: float(row["cpu_us"]) for row in results.get("closed", "floor", size)}
-    ratios = [float(row["cpu_us"]) / floor[row["repeat"]]
-              for row in results.get("closed", name, size)
-              if row["repeat"] in floor and int(row["held"]) == size]
+    return [float(row["cpu_us"]) / floor[row["repeat"]]
+            for row in results.get("closed", name, size)
+            if row["repeat"] in floor and int(row["held"]) == size]
+
+
+def times_floor(results, name, size):
+    ratios = multiples(results, name, size)
     return f"{statistics.median(ratios):.2f}" if ratios else "–"
 
 
@@ -651,13 +655,14 @@ def report(out, keep):
 
 
 def agree(one, other):
-    """CPU per request: within 15 %, and ranked alike where the ranges are apart."""
+    """CPU per request, in multiples of the floor's: within 15 %, and ranked alike where the
+    ranges are apart."""
     a, b = Results(one), Results(other)
     bad = 0
     for size in SIZES:
-        names = [n for n in a.servers("closed") if a.get("closed", n, size) and b.get("closed", n, size)]
-        first = {n: values(a.get("closed", n, size), "cpu_us") for n in names}
-        second = {n: values(b.get("closed", n, size), "cpu_us") for n in names}
+        first = {n: multiples(a, n, size) for n in a.servers("closed")}
+        second = {n: multiples(b, n, size) for n in b.servers("closed")}
+        names = [n for n in first if first[n] and second.get(n)]
         for n in names:
             ratio = statistics.median(second[n]) / statistics.median(first[n])
             far = abs(ratio - 1) > 0.15

@@ -98,12 +98,14 @@ class BenchTest(unittest.TestCase):
         self.assertEqual(readme.read_text(), text)  # it can be filled again
 
     def test_two_measurements_agree_or_not(self):
-        def folder(name, select, epoll):
-            self.results(runs("closed", "03-select", 100, select) +
-                         runs("closed", "04-epoll", 100, epoll), name)
+        def folder(name, select, epoll, speed=1.0):
+            self.results(runs("closed", "floor", 100, [speed, speed]) +
+                         runs("closed", "03-select", 100, [speed * cost for cost in select]) +
+                         runs("closed", "04-epoll", 100, [speed * cost for cost in epoll]), name)
             return self.path / name
         a = folder("a", [5.0, 5.1], [6.0, 6.1])
         self.assertEqual(bench.agree(a, folder("b", [5.2, 5.3], [6.2, 6.4])), 0)
+        self.assertEqual(bench.agree(a, folder("s", [5.2, 5.3], [6.2, 6.4], 1.4)), 0)  # a slow machine
         self.assertEqual(bench.agree(a, folder("c", [6.0, 6.1], [6.0, 6.1])), 1)  # 20 % off
         self.assertEqual(bench.agree(a, folder("d", [5.7, 5.7], [5.5, 5.5])), 1)  # the other way round
         self.assertEqual(bench.agree(a, folder("e", [5.6, 5.8], [5.5, 5.7])), 0)  # not to be told apart
