@@ -166,7 +166,8 @@ TEST_CASE("what a read that was cut short has left behind is found") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task {
       const Pair pair(scheduler);
-      for (const bool trusted : {true, false}) {
+      bool found_out = false;
+      for (int i = 0; i < 3; ++i) {
         TwoReads reads;
         go(read_twice(*pair.near, reads));
         co_await sleep_for(10ms);
@@ -176,8 +177,9 @@ TEST_CASE("what a read that was cut short has left behind is found") {
         pair.send("after");
         while (!reads.ended) co_await sleep_for(1ms);
         CHECK(reads.bytes == "beforeafter");
-        // Who was found out is not trusted again.
-        CHECK((reads.between > 500ms) == (trusted && Netpoller::kShortReadsEnd));
+        // Who was found out is not trusted again. (If "after" comes late, it is news.)
+        if (found_out) CHECK(reads.between < 500ms);
+        found_out = found_out || reads.between > 500ms;
       }
     });
   });
