@@ -6,9 +6,9 @@ usage: bench.py [--repeats N] [--only NAME] [--out FOLDER] [--keep]   measure, t
        bench.py --agree FOLDER FOLDER                          compare two measurements
        bench.py --peers                                        who else could take part
 
-Measuring runs build/common/measure a few hundred times, in turns: each server once with
-each setting, then all of them again. So the machine's drift hits all alike, and each
-figure has a median and a range. Every run is a line of FOLDER/runs.csv, where FOLDER is
+Measuring runs build/common/measure a thousand times and more, each for half a second, in
+turns: each server once with each setting, then all of them again. So the machine's drift
+hits all alike, and each figure has a median and a range. Every run is a line of FOLDER/runs.csv, where FOLDER is
 build/bench unless told otherwise, or build/bench-NAME.
 
 Reporting writes charts to common/bench/charts/ (if gnuplot is installed) and replaces
@@ -51,6 +51,7 @@ MODELS = {
     "08-netpoller": "parked coroutines",
     "floor": "bare epoll, no state",
     "Go net": "goroutines",
+    "cloudwego netpoll": "event loops, goroutines",
     "libuv": "callbacks",
     "Asio": "coroutines, one thread",
 }
@@ -71,6 +72,8 @@ def servers():
         # Its listeners would speak Multipath TCP since Go 1.24, which costs.
         found["Go net"] = ["env", "GODEBUG=multipathtcp=0", "build/common/go-net-server",
                            "-address", "127.0.0.1:{port}"]
+    if (ROOT / "build/common/cloudwego-server").exists():
+        found["cloudwego netpoll"] = ["build/common/cloudwego-server", "-address", "127.0.0.1:{port}"]
     for name in ("libuv", "Asio"):
         if (ROOT / f"build/common/{name.lower()}-server").exists():
             found[name] = [f"build/common/{name.lower()}-server"]
@@ -82,6 +85,9 @@ def versions(commands):
     found = {}
     if "Go net" in commands and shutil.which("go"):
         found["Go net"] = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True).stdout.strip()
+    if "cloudwego netpoll" in commands:
+        text = (ROOT / "common/bench/peers/cloudwego/go.mod").read_text()
+        found["cloudwego netpoll"] = re.search(r"cloudwego/netpoll (\S+)", text)[1]
     for name in ("libuv", "Asio"):
         if name in commands:
             text = subprocess.run(commands[name] + ["--help"], cwd=ROOT, capture_output=True, text=True).stdout
@@ -109,7 +115,8 @@ def peers():
          "install libuv1-dev (Debian), then rm -r build && ./tour"),
         ("Asio", (ROOT / "build/common/asio-server").exists(),
          "install libasio-dev (Debian), then rm -r build && ./tour"),
-        ("cloudwego/netpoll", False, "not here yet: it is a Go module, to be fetched from the network"),
+        ("cloudwego/netpoll", (ROOT / "build/common/cloudwego-server").exists(),
+         "its module has to be had: with Go and a network, rm -r build && ./tour"),
     ):
         print(f"{name:<24}{'takes part' if there else 'missing: ' + how}")
 
@@ -196,7 +203,7 @@ def measure_all(out, repeats, only):
                     left = (time.monotonic() - start) / done * (len(todo) * repeats - done)
                     print(f"\r\033[K{done}/{len(todo) * repeats}, about {left / 60:.0f} min to go: "
                           f"{experiment}, {name}, {flags}", end="", file=sys.stderr, flush=True)
-                plan = {"warmup": "300ms", "duration": "1500ms"} | flags
+                plan = {"warmup": "300ms", "duration": "500ms"} | flags
                 result, problem = measure(commands[name] + server_flags, plan)
                 if result is None:
                     print(f"\n{experiment}, {name}, {flags}: {problem}", file=sys.stderr)
@@ -306,17 +313,35 @@ def limited(rows):
     return sum(row["bottleneck"] != "" for row in rows) * 2 > len(rows)
 
 
+def holders(results, name, size):
+    """The closed loop's runs in which the server held all."""
+    return [row for row in results.get("closed", name, size) if int(row["held"]) == size]
+
+
 def multiples(results, name, size):
     """CPU per request in multiples of the floor's in the same turn: a machine's speed changes."""
     floor = {row["repeat"]: float(row["cpu_us"]) for row in results.get("closed", "floor", size)}
     return [float(row["cpu_us"]) / floor[row["repeat"]]
-            for row in results.get("closed", name, size)
-            if row["repeat"] in floor and int(row["held"]) == size]
+            for row in holders(results, name, size) if row["repeat"] in floor]
 
 
 def times_floor(results, name, size):
     ratios = multiples(results, name, size)
     return f"{statistics.median(ratios):.2f}" if ratios else "–"
+
+
+def times_floor_range(results, name, size):
+    ratios = multiples(results, name, size)
+    if len(ratios) < 2:
+        return times_floor(results, name, size)
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+
+
+def costs(results, name, size):
+    """What servers are compared by: multiples of the floor's cost; microseconds without it."""
+    if results.get("closed", "floor", size):
+        return multiples(results, name, size)
+    return values(holders(results, name, size), "cpu_us")
 
 
 def label(results, name):
@@ -328,9 +353,8 @@ def overlaps(results, names, size):
     """Which neighbours in the ranking by cost cannot be told apart."""
     ranges = []
     for name in names:
-        rows = results.get("closed", name, size)
-        if rows and int(rows[0]["held"]) == size:
-            all_ = values(rows, "cpu_us")
+        all_ = costs(results, name, size)
+        if all_ and name != "floor":
             ranges.append((statistics.median(all_), min(all_), max(all_), name))
     ranges.sort()
     return [f"{a[3]} and {b[3]}" for a, b in zip(ranges, ranges[1:]) if b[1] <= a[2]]
@@ -352,32 +376,37 @@ def race_table(results):
                 middle(open_, "p50_us", 2, 1e-3),
                 middle(open_, "p99_us", 2, 1e-3) + ("*" if limited(open_) else ""),
                 middle(open_, "max_us", 1, 1e-3),
-                three(closed, "cpu_us", 1), middle(closed, "system_share", 0, 100) + " %",
+                three(closed, "cpu_us", 1), times_floor_range(results, name, size),
+                middle(closed, "system_share", 0, 100) + " %",
                 middle(closed, "server_threads", 0), middle(closed, "switches", 2),
                 middle(closed, "kib_per_connection", 2)])
         header = [f"{size:,} connections", "held", "requests/s", "p50 ms", "p99 ms", "max ms",
-                  "CPU µs/request", "system", "threads", "switches/request", "KiB/connection"]
+                  "CPU µs/request", "× floor", "system", "threads", "switches/request", "KiB/connection"]
         blocks.append(table(header, lines))
         pairs = overlaps(results, results.servers("closed"), size)
         if pairs:
-            blocks.append("CPU ranges overlap, so these are not ranked: " + "; ".join(pairs) + ".")
+            blocks.append("Ranges of the cost overlap, so these are not ranked: " + "; ".join(pairs) + ".")
     blocks.append(
-        f"Requests, CPU, switches: closed loop. Latency: open loop, {RATE:,} messages a second in "
+        f"Requests, CPU, switches: closed loop. × floor: of the floor's CPU per request in the "
+        "same turn. Latency: open loop, {RATE:,} messages a second in "
         "all, from when each was due. ≥: the load generator had no more to give. *: it was late "
         f"itself. {results.how()} {results.where()}")
     return "\n\n".join(blocks)
 
 
 def cost_table(results, names):
-    lines = [[label(results, name)] +
-             [three(rows, "cpu_us", 1) if rows and int(rows[0]["held"]) == size else "–"
-              for size in SIZES for rows in [results.get("closed", name, size)]] +
+    def cell(name, size):
+        ratio = times_floor(results, name, size)
+        cost = middle(holders(results, name, size), "cpu_us", 1)
+        return f"{cost} (× {ratio})" if ratio != "–" else cost
+    lines = [[label(results, name)] + [cell(name, size) for size in SIZES] +
              [middle(results.get("closed", name, SIZES[0]), "switches", 2),
               middle(largest(results, name), "kib_per_connection", 2)]
              for name in names]
     return (table(["CPU µs/request"] + [f"{size:,} connections" for size in SIZES] +
                   ["switches/request", "KiB/connection"], lines)
-            + f"\n\n{results.how()} {results.where()}")
+            + f"\n\nMedians of {results.machine['repeats']}. ×: of the floor's cost in the same turn. "
+            + results.where())
 
 
 def largest(results, name):
@@ -390,11 +419,10 @@ def summary_table(results):
     """The race in one line for each server."""
     lines = []
     for name in results.servers("closed"):
-        costs = [middle(rows, "cpu_us", 1) if rows and int(rows[0]["held"]) == size else "–"
-                 for size in SIZES for rows in [results.get("closed", name, size)]]
+        spent = [middle(holders(results, name, size), "cpu_us", 1) for size in SIZES]
         most = largest(results, name)
         open_ = results.get("open", name, SIZES[1], rate=RATE)
-        lines.append([label(results, name), MODELS[name], middle(most, "held", 0), *costs,
+        lines.append([label(results, name), MODELS[name], middle(most, "held", 0), *spent,
                       times_floor(results, name, SIZES[-1]),
                       middle(open_, "p99_us", 2, 1e-3) + ("*" if limited(open_) else ""),
                       middle(most, "server_threads", 0), middle(most, "switches", 2),
@@ -481,7 +509,7 @@ TABLES |= {name[:2]: ("closed", chapter_table(name[:2])) for name in MODELS if n
 COLOURS = {"01-blocking": "#000000", "02-thread-per-conn": "#d55e00", "03-select": "#e69f00",
            "04-epoll": "#0072b2", "05-kqueue": "#56b4e9", "06-event-loop": "#009e73",
            "07-worker-pool": "#cc79a7", "08-netpoller": "#7f3fbf", "floor": "#777777",
-           "Go net": "#8c6d31", "libuv": "#a0a000", "Asio": "#a05050"}
+           "Go net": "#8c6d31", "cloudwego netpoll": "#3f3f3f", "libuv": "#a0a000", "Asio": "#a05050"}
 
 
 def plot(name, results, title, xlabel, ylabel, lines, extra=""):
@@ -660,8 +688,8 @@ def agree(one, other):
     a, b = Results(one), Results(other)
     bad = 0
     for size in SIZES:
-        first = {n: multiples(a, n, size) for n in a.servers("closed")}
-        second = {n: multiples(b, n, size) for n in b.servers("closed")}
+        first = {n: costs(a, n, size) for n in a.servers("closed")}
+        second = {n: costs(b, n, size) for n in b.servers("closed")}
         names = [n for n in first if first[n] and second.get(n)]
         for n in names:
             ratio = statistics.median(second[n]) / statistics.median(first[n])
@@ -680,7 +708,7 @@ def agree(one, other):
 def main():
     parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1].split("\n\nMeasuring")[0],
                                      allow_abbrev=False)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", choices=("closed", "open", "rate", "idle", "memory", "slow"))
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--report", action="store_true")

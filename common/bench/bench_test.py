@@ -60,6 +60,13 @@ class BenchTest(unittest.TestCase):
         self.assertEqual(bench.overlaps(results, results.servers("closed"), 100),
                          ["03-select and 04-epoll"])
 
+    def test_what_a_turn_cost_all_of_them_is_no_overlap(self):
+        results = self.results(runs("closed", "floor", 100, [5.0, 7.0]) +
+                               runs("closed", "03-select", 100, [5.5, 7.7]) +
+                               runs("closed", "04-epoll", 100, [6.0, 8.4]))
+        self.assertEqual(bench.overlaps(results, results.servers("closed"), 100), [])
+        self.assertIn("| 6.6 (5.5–7.7) | 1.10 (1.10–1.10) |", bench.race_table(results))
+
     def test_a_server_that_did_not_hold_all_has_no_cost_at_that_size(self):
         text = bench.cost_table(self.results(runs("closed", "03-select", 10000, [5.0], held=1018)),
                                 ["03-select"])
@@ -70,6 +77,8 @@ class BenchTest(unittest.TestCase):
                                runs("closed", "floor", 10000, [5.0, 10.0, 6.0]))
         self.assertEqual(bench.times_floor(results, "04-epoll", 10000), "1.10")
         self.assertEqual(bench.times_floor(results, "04-epoll", 100), "–")
+        self.assertIn("| 04-epoll | – | – | 6.6 (× 1.10) |",
+                      bench.cost_table(results, ["04-epoll"]))
 
     def test_a_chapter_stands_beside_the_one_before(self):
         results = self.results([row for name in ("02-thread-per-conn", "03-select", "04-epoll", "floor")
@@ -109,6 +118,11 @@ class BenchTest(unittest.TestCase):
         self.assertEqual(bench.agree(a, folder("c", [6.0, 6.1], [6.0, 6.1])), 1)  # 20 % off
         self.assertEqual(bench.agree(a, folder("d", [5.7, 5.7], [5.5, 5.5])), 1)  # the other way round
         self.assertEqual(bench.agree(a, folder("e", [5.6, 5.8], [5.5, 5.7])), 0)  # not to be told apart
+
+    def test_without_a_floor_microseconds_are_compared(self):
+        for name, cost in (("a", 5.0), ("b", 6.0)):
+            self.results(runs("closed", "04-epoll", 100, [cost]), name)
+        self.assertEqual(bench.agree(self.path / "a", self.path / "b"), 1)
 
 
 if __name__ == "__main__":
