@@ -1,9 +1,13 @@
-// ./tour break 08: what parks and what does not, and what a parked goroutine costs.
+// ./tour break 08: what parks and what does not, what becomes of the network beside
+// goroutines that compute, and what a parked goroutine costs.
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <exception>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -13,6 +17,7 @@
 #include "common/testing/client.h"
 #include "common/testing/server_process.h"
 #include "common/testing/swarm.h"
+#include "net.h"
 
 namespace {
 
@@ -33,6 +38,47 @@ void slow_beside_quick(int slow) {
   const double quick_took = quick.echo("hello");
   for (const auto& client : clients) client->receive(1);
   fmt::print("{:>12}{:>16.1f}{:>20.0f}\n", slow, quick_took, ms_since(start));
+}
+
+// Computes, and lets others go first after each turn.
+Task hog(std::chrono::microseconds turn, const std::atomic<bool>& over) {
+  while (!over) {
+    const auto end = Clock::now() + turn;
+    while (Clock::now() < end) {
+    }
+    co_await yield();
+  }
+}
+
+Task echo_beside_hogs(Scheduler& scheduler, Listener& listener, std::chrono::microseconds turn) {
+  std::atomic<bool> over = false;
+  for (int i = 0; i < 4; ++i) go(hog(turn, over));
+  AcceptResult client = co_await listener.accept();
+  for (;;) {
+    const Received request = co_await client.conn.read();
+    if (request.status != Status::ok) break;
+    if (co_await client.conn.write_all(request.bytes.view()) != Status::ok) break;
+  }
+  over = true;
+  while (scheduler.unfinished() > 1) co_await yield();
+}
+
+void beside_hogs(std::chrono::microseconds turn) {
+  Scheduler scheduler(2, 1);
+  Listener listener(scheduler, {.host = "127.0.0.1", .port = 0});
+  std::vector<double> took;
+  auto visitor = std::async(std::launch::async, [&, server = local_address(listener.socket())] {
+    Client client(server);
+    for (int i = 0; i < 500; ++i) {
+      took.push_back(client.echo("hello"));
+      std::this_thread::sleep_for(milliseconds(2));
+    }
+  });
+  scheduler.run(echo_beside_hogs(scheduler, listener, turn));
+  visitor.get();
+  std::sort(took.begin(), took.end());
+  fmt::print("{:>9} us{:>12.1f}{:>12.1f}{:>12.1f}\n", turn.count(), took[took.size() / 2],
+             took[took.size() * 99 / 100], took.back());
 }
 
 void what_the_scheduler_does() {
@@ -68,6 +114,9 @@ int main() {
     fmt::print("Two workers, requests of 300 ms sent at once, and a quick one; ms:\n\n");
     fmt::print("{:>12}{:>16}{:>20}\n", "slow ones", "the quick one", "the last slow one");
     for (const int slow : {1, 2, 16, 17}) slow_beside_quick(slow);
+    fmt::print("\nA client beside four goroutines that compute, on two workers; ms:\n\n");
+    fmt::print("{:>12}{:>12}{:>12}{:>12}\n", "their turn", "p50", "p99", "longest");
+    for (const int turn : {100, 1000, 5000}) beside_hogs(std::chrono::microseconds(turn));
     what_the_scheduler_does();
     hold(18'000);
   } catch (const Skipped& reason) {

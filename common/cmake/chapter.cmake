@@ -71,7 +71,7 @@ endmacro()
 
 # chapter([PARTS SOURCE...] [TESTS SOURCE...] [HOOKS NAME]): the server, its test and its
 # experiment, from the chapter's own folder. PARTS (06 to 08) is what the server is made of
-# beside its main; the test links it too, and TESTS are further sources of the test. HOOKS:
+# beside its main; the others link it too, and TESTS are further sources of the test. HOOKS:
 # the test links parts of its own, which were compiled with that definition.
 function(chapter)
   cmake_parse_arguments(ARG "" "HOOKS" "PARTS;TESTS" ${ARGN})
@@ -93,6 +93,7 @@ function(chapter)
   if(ARG_PARTS)
     chapter_parts(${chapter}-parts)
     target_link_libraries(${chapter}-server PRIVATE ${chapter}-parts)
+    target_link_libraries(${chapter}-break PRIVATE ${chapter}-parts)
     target_sources(${chapter}-test PRIVATE ${ARG_TESTS})
     if(ARG_HOOKS)
       chapter_parts(${chapter}-hooked)
