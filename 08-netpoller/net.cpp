@@ -30,44 +30,26 @@ void give_back(std::unique_ptr<char[]> buffer) {
 Bytes::~Bytes() { give_back(std::move(buffer_)); }
 
 // A buffer for as long as the call takes; for longer only if something came.
-bool Read::call() {
+Io Read::call() {
   auto buffer = borrow_buffer();
   const IoResult in = read_some(desc().fd(), {buffer.get(), kBuffer});
   desc().set_left(in.status, in.size < kBuffer);
   if (in.status == Io::ok) {
-    result_.bytes = Bytes(std::move(buffer), in.size);
-    return true;
+    bytes_ = Bytes(std::move(buffer), in.size);
+  } else {
+    give_back(std::move(buffer));
   }
-  give_back(std::move(buffer));
-  if (in.status == Io::would_block) return false;
-  result_.status = in.status == Io::end         ? Status::end
-                   : in.status == Io::peer_gone ? Status::peer_gone
-                                                : Status::out_of_resources;
-  return true;
+  return in.status;
 }
 
-// Whoever was woken by news and by his deadline at once has used up the news: the next
-// read has to try.
-void Read::fail(Failure failure) {
-  if (failure == Failure::timed_out) desc().set_left(Io::would_block, false);
-  result_.status = failure == Failure::closed ? Status::closed : Status::timed_out;
-}
-
-bool WriteAll::call() {
+Io WriteAll::call() {
   while (!left_.empty()) {
     const IoResult out = write_some(desc().fd(), left_);
-    if (out.status == Io::would_block && desc().watch_write()) return false;
-    if (out.status != Io::ok) {
-      status_ = out.status == Io::peer_gone ? Status::peer_gone : Status::out_of_resources;
-      return true;
-    }
+    if (out.status == Io::would_block && !desc().watch_write()) return Io::out_of_resources;
+    if (out.status != Io::ok) return out.status;
     left_.remove_prefix(out.size);
   }
-  return true;
-}
-
-void WriteAll::fail(Failure failure) {
-  status_ = failure == Failure::closed ? Status::closed : Status::timed_out;
+  return Io::ok;
 }
 
 void Conn::set_read_deadline(std::optional<Clock::time_point> when) {
@@ -111,28 +93,17 @@ void Listener::set_deadline(std::optional<Clock::time_point> when) {
   hold_.set_deadline(Direction::read, when);
 }
 
-bool Accept::call() {
+Io Accept::call() {
   for (;;) {
     Accepted next = accept_from(desc().fd(), Mode::non_blocking);
-    if (next.status == Io::would_block) return false;
-    if (next.status == Io::ok) {
-      accepted_ = netpoller_.open(std::move(next.connection));
-      if (accepted_) return true;
-      static OncePerSecond may_say;
-      if (may_say()) log_line("a connection was refused: the poller has no room for it");
-      continue;
-    }
-    status_ = Status::out_of_resources;
     error_ = next.error;
-    return true;
+    if (next.status != Io::ok) return next.status;
+    accepted_ = netpoller_.open(std::move(next.connection));
+    if (accepted_) return Io::ok;
+    static OncePerSecond may_say;
+    if (may_say()) log_line("a connection was refused: the poller has no room for it");
   }
 }
-
-void Accept::fail(Failure failure) {
-  status_ = failure == Failure::closed ? Status::closed : Status::timed_out;
-}
-
-AcceptResult Accept::await_resume() { return {status_, Conn(accepted_), error_}; }
 
 // Once it is in the set it may fire, and the goroutine go on and take this with it.
 bool Sleep::commit(Goroutine& goroutine) {

@@ -19,15 +19,6 @@
 #include "netpoll.h"
 #include "scheduler.h"
 
-enum class Status {
-  ok,
-  end,               // read: the peer has finished sending
-  closed,            // close() was called
-  timed_out,         // the deadline has passed
-  peer_gone,         // reset, or unreachable
-  out_of_resources,  // of descriptors or memory; accept: wait a while
-};
-
 // Bytes that were read, in a buffer that is borrowed: when this goes, the worker has it
 // back. So a connection that has nothing to say has no buffer either.
 class Bytes {
@@ -51,21 +42,20 @@ class Bytes {
 };
 
 struct Received {
-  Status status = Status::ok;
+  Status status;
   Bytes bytes;
 };
 
 class Read : public PollOperation {
  public:
   explicit Read(const Hold& hold) : PollOperation(hold, Direction::read) {}
-  Received await_resume() { return std::move(result_); }
+  Received await_resume() { return {status_, std::move(bytes_)}; }
 
  private:
-  bool call() override;
+  Io call() override;
   bool may_skip_call() const override { return desc().drained(); }
-  void fail(Failure failure) override;
 
-  Received result_;
+  Bytes bytes_;
 };
 
 class WriteAll : public PollOperation {
@@ -75,11 +65,9 @@ class WriteAll : public PollOperation {
   Status await_resume() const { return status_; }
 
  private:
-  bool call() override;
-  void fail(Failure failure) override;
+  Io call() override;
 
   std::string_view left_;
-  Status status_ = Status::ok;
 };
 
 // A connection. It is closed when this goes, at the latest.
@@ -126,22 +114,20 @@ class Listener {
 };
 
 struct AcceptResult {
-  Status status = Status::ok;
+  Status status;
   Conn conn;
-  int error = 0;  // the errno behind out_of_resources
+  int error;  // the errno behind out_of_resources
 };
 
 struct Accept : public PollOperation {
   Accept(Netpoller& netpoller, const Hold& hold)
       : PollOperation(hold, Direction::read), netpoller_(netpoller) {}
-  AcceptResult await_resume();
+  AcceptResult await_resume() { return {status_, Conn(accepted_), error_}; }
 
  private:
-  bool call() override;
-  void fail(Failure failure) override;
+  Io call() override;
 
   Netpoller& netpoller_;
-  Status status_ = Status::ok;
   PollDesc* accepted_ = nullptr;
   int error_ = 0;
 };

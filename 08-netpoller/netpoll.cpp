@@ -179,7 +179,7 @@ bool PollOperation::attempt() {
     const PollDesc::Lock lock = desc_ ? desc_->lock(direction_) : PollDesc::Lock::closing;
     if (lock == PollDesc::Lock::busy) return false;
     if (lock == PollDesc::Lock::closing) {
-      fail(Failure::closed);
+      status_ = Status::closed;
       return true;
     }
     locked_ = true;
@@ -194,19 +194,31 @@ bool PollOperation::try_call() {
   if (woken) desc_->reset(direction_);
   bool skip = !woken && may_skip_call();
   for (;;) {
-    if (const auto why = failure()) {
-      fail(*why);
-      return true;
-    }
+    if (status_ = refusal(); status_ != Status::ok) break;
     HOOK(before_call);
-    if (!skip && call()) return true;
+    if (!skip && done(call())) return true;
     HOOK(after_call);
     skip = false;
     if (desc_->block(direction_)) continue;
     HOOK(before_recheck);
-    if (!failure()) return false;
+    if (refusal() == Status::ok) return false;
     desc_->unpark(direction_);
   }
+  // Who was woken by news and by his deadline at once has used up the news: the next
+  // read has to try.
+  desc_->set_left(Io::would_block, false);
+  return true;
+}
+
+bool PollOperation::done(Io io) {
+  switch (io) {
+    case Io::ok: status_ = Status::ok; break;
+    case Io::would_block: return false;
+    case Io::end: status_ = Status::end; break;
+    case Io::peer_gone: status_ = Status::peer_gone; break;
+    case Io::out_of_resources: status_ = Status::out_of_resources; break;
+  }
+  return true;
 }
 
 bool PollOperation::commit(Goroutine& goroutine) {
@@ -216,10 +228,10 @@ bool PollOperation::commit(Goroutine& goroutine) {
   return desc_->park(direction_, goroutine);
 }
 
-std::optional<PollOperation::Failure> PollOperation::failure() const {
-  if (desc_->closing() || desc_->sequence() != sequence_) return Failure::closed;
-  if (desc_->expired(direction_)) return Failure::timed_out;
-  return std::nullopt;
+Status PollOperation::refusal() const {
+  if (desc_->closing() || desc_->sequence() != sequence_) return Status::closed;
+  if (desc_->expired(direction_)) return Status::timed_out;
+  return Status::ok;
 }
 
 // ---- The poller. Go: netpoll, netpollready, netpollBreak.

@@ -223,6 +223,16 @@ class Netpoller final : private Timer {
   std::array<std::atomic<PollDesc*>, 4096> chunks_{};
 };
 
+// How an operation has ended.
+enum class Status {
+  ok,
+  end,               // read: the peer has finished sending
+  closed,            // close() was called
+  timed_out,         // the deadline has passed
+  peer_gone,         // reset, or unreachable
+  out_of_resources,  // of descriptors or memory; accept: wait a while
+};
+
 // An operation on a descriptor: tried, and if it must be, parked and tried again. Go: the
 // loops of internal/poll/fd_unix.go.
 class PollOperation : public Operation {
@@ -233,20 +243,20 @@ class PollOperation : public Operation {
   bool commit(Goroutine& goroutine) final;
 
  protected:
-  enum class Failure { closed, timed_out };
-
-  // The system call. False: not now.
-  virtual bool call() = 0;
+  // The system call, and its status. Io::would_block: not now.
+  virtual Io call() = 0;
   virtual bool may_skip_call() const { return false; }
-  virtual void fail(Failure failure) = 0;
 
   PollDesc& desc() const { return *desc_; }
+
+  Status status_ = Status::ok;
 
  private:
   friend class PollDesc;
 
   bool try_call();
-  std::optional<Failure> failure() const;
+  Status refusal() const;  // ok: none
+  bool done(Io io);
 
   PollDesc* desc_;
   std::uint32_t sequence_;
