@@ -66,27 +66,18 @@ std::size_t Conn::unread() const {
   return static_cast<std::size_t>(std::max(0, size));
 }
 
-namespace {
-
-PollDesc* watched(Netpoller& netpoller, Fd listener) {
-  PollDesc* desc = netpoller.open(std::move(listener));
-  if (!desc) throw StartupError("cannot watch the listener: no room");
-  return desc;
+Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)
+    : hold_(scheduler.netpoller().open(
+          listen_on(resolve(endpoint.host, endpoint.port), Mode::non_blocking))) {
+  if (!hold_.desc()) throw StartupError("cannot watch the listener: no room");
 }
 
-}  // namespace
-
-Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)
-    : netpoller_(scheduler.netpoller()),
-      hold_(watched(netpoller_,
-                    listen_on(resolve(endpoint.host, endpoint.port), Mode::non_blocking))) {}
-
-Accept Listener::accept() { return Accept(netpoller_, hold_); }
+Accept Listener::accept() const { return Accept(hold_); }
 
 Conn Listener::accept_now() {
   Accepted next = accept_from(socket(), Mode::non_blocking);
-  PollDesc* desc = next.status == Io::ok ? netpoller_.open(std::move(next.connection)) : nullptr;
-  return Conn(desc);
+  if (next.status != Io::ok) return {};
+  return Conn(hold_.desc()->netpoller().open(std::move(next.connection)));
 }
 
 void Listener::set_deadline(std::optional<Clock::time_point> when) {
@@ -98,7 +89,7 @@ Io Accept::call() {
     Accepted next = accept_from(desc().fd(), Mode::non_blocking);
     error_ = next.error;
     if (next.status != Io::ok) return next.status;
-    accepted_ = netpoller_.open(std::move(next.connection));
+    accepted_ = desc().netpoller().open(std::move(next.connection));
     if (accepted_) return Io::ok;
     static OncePerSecond may_say;
     if (may_say()) log_line("a connection was refused: the poller has no room for it");
@@ -124,16 +115,12 @@ bool BlockingCall::commit(Goroutine& goroutine) {
   Scheduler& scheduler = this_worker()->scheduler;
   try {
     return scheduler.pool().try_submit([this, &goroutine, &scheduler] {
-      try {
-        call();
-      } catch (...) {
-        error_ = std::current_exception();
-      }
+      call();
       done_ = true;
       scheduler.ready(goroutine);
     });
   } catch (...) {  // there are no threads, or no memory
-    error_ = std::current_exception();
+    no_thread_ = std::current_exception();
     done_ = true;
     return false;
   }

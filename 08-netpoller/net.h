@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstddef>
 #include <exception>
+#include <future>
 #include <memory>
 #include <optional>
 #include <span>
@@ -102,14 +103,13 @@ class Listener {
   // Throws StartupError: the port is in use, forbidden, or not ours.
   Listener(Scheduler& scheduler, const Endpoint& endpoint);
 
-  Accept accept();                 // co_await accept(): an AcceptResult
+  Accept accept() const;           // co_await accept(): an AcceptResult
   Conn accept_now();               // one that waits in the backlog; empty: none does
   void close() { hold_.close(); }  // any thread; releases all who accept
   void set_deadline(std::optional<Clock::time_point> when);
   const Fd& socket() const { return hold_.desc()->fd(); }  // until it is closed
 
  private:
-  Netpoller& netpoller_;
   Hold hold_;
 };
 
@@ -120,14 +120,12 @@ struct AcceptResult {
 };
 
 struct Accept : public PollOperation {
-  Accept(Netpoller& netpoller, const Hold& hold)
-      : PollOperation(hold, Direction::read), netpoller_(netpoller) {}
+  explicit Accept(const Hold& hold) : PollOperation(hold, Direction::read) {}
   AcceptResult await_resume() { return {status_, Conn(accepted_), error_}; }
 
  private:
   Io call() override;
 
-  Netpoller& netpoller_;
   PollDesc* accepted_ = nullptr;
   int error_ = 0;
 };
@@ -174,7 +172,7 @@ class BlockingCall : public Operation {
  protected:
   virtual void call() = 0;
 
-  std::exception_ptr error_;
+  std::exception_ptr no_thread_;  // why it was not called
 
  private:
   std::atomic<bool> done_ = false;
@@ -183,27 +181,17 @@ class BlockingCall : public Operation {
 template <typename Function>
 class Blocking : public BlockingCall {
  public:
-  explicit Blocking(Function function) : function_(std::move(function)) {}
+  explicit Blocking(Function function) : task_(std::move(function)) {}
 
   auto await_resume() {
-    if (error_) std::rethrow_exception(error_);
-    // NOLINTNEXTLINE(bugprone-unchecked-optional-access): without an error there is one
-    if constexpr (!std::is_void_v<Result>) return std::move(*result_);
+    if (no_thread_) std::rethrow_exception(no_thread_);
+    return task_.get_future().get();
   }
 
  private:
-  using Result = std::invoke_result_t<Function>;
+  void call() override { task_(); }
 
-  void call() override {
-    if constexpr (std::is_void_v<Result>) {
-      function_();
-    } else {
-      result_.emplace(function_());
-    }
-  }
-
-  Function function_;
-  std::conditional_t<std::is_void_v<Result>, char, std::optional<Result>> result_{};
+  std::packaged_task<std::invoke_result_t<Function>()> task_;
 };
 
 template <typename Function>

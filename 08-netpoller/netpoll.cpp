@@ -136,35 +136,32 @@ void PollDesc::doubt(GoroutineList& woken) {
 
 void PollDesc::set_deadline(std::uint32_t sequence, Direction direction,
                             std::optional<Clock::time_point> when) {
-  const bool past = when && *when <= Clock::now();
-  {
-    const std::lock_guard guard(mutex());
-    if (closing() || sequence_ != sequence) return;
-    deadline(direction) = past ? kExpired : when.value_or(kNever);
-    if (when && !past) netpoller_->scheduler().timers().add(*this, *when);
+  const std::lock_guard guard(mutex());
+  if (closing() || sequence_ != sequence) return;
+  if (when && *when <= Clock::now()) {
+    deadline(direction) = kExpired;
+    wake(direction);
+  } else {
+    deadline(direction) = when.value_or(kNever);
+    if (when) netpoller_->scheduler().timers().add(*this, *when);
   }
-  if (past) wake(direction);
 }
 
 void PollDesc::fire() {
-  std::array<bool, 2> due{};
-  {
-    const std::lock_guard guard(mutex());
-    if (closing()) return;
-    const auto now = Clock::now();
-    auto next = kNever;
-    for (const Direction direction : {Direction::read, Direction::write}) {
-      const auto when = deadline(direction).load();
-      if (when == kExpired) continue;
-      due[static_cast<std::size_t>(direction)] = when <= now;
-      if (when <= now) deadline(direction) = kExpired;
-      if (when > now) next = std::min(next, when);
-    }
-    if (next != kNever) netpoller_->scheduler().timers().add(*this, next);
-  }
+  const std::lock_guard guard(mutex());
+  if (closing()) return;
+  const auto now = Clock::now();
+  auto next = kNever;
   for (const Direction direction : {Direction::read, Direction::write}) {
-    if (due[static_cast<std::size_t>(direction)]) wake(direction);
+    const auto when = deadline(direction).load();
+    if (when > now) {
+      next = std::min(next, when);
+    } else if (when != kExpired) {
+      deadline(direction) = kExpired;
+      wake(direction);
+    }
   }
+  if (next != kNever) netpoller_->scheduler().timers().add(*this, next);
 }
 
 std::mutex& PollDesc::mutex() {

@@ -51,6 +51,7 @@ class PollOperation;
 class PollDesc final : private Timer {
  public:
   const Fd& fd() const { return fd_; }
+  Netpoller& netpoller() const { return *netpoller_; }
 
   // One goroutine at a time reads, and one writes; others wait in line. Whoever has the
   // lock is a user, and so is the owner until close: the last of them closes the
