@@ -32,6 +32,7 @@ const std::vector<Named>& all() {
       {"EINTR", interrupted_calls, ""},
       {"short writes", short_writes, ""},
       {"random errors", random_errors, ""},
+      {"out of memory", out_of_memory, ""},
       {"port in use", port_in_use, ""},
       {"bad flags", misuse, ""},
       {"stop, idle", stop_idle, ""},

@@ -49,6 +49,7 @@ void aborted_accepts(const Subject&);        // pauses, or exits, for a connecti
 void interrupted_calls(const Subject&);      // takes EINTR for an error
 void short_writes(const Subject&);           // takes one write for all of it
 void random_errors(const Subject&);          // dies of an errno it does not know
+void out_of_memory(const Subject&);          // dies of an allocation that fails
 
 // The process (battery_process.cpp).
 void misuse(const Subject&);        // reads "banana" as port 0

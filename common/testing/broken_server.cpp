@@ -12,7 +12,9 @@
 #include <csignal>
 #include <cstdlib>
 #include <exception>
+#include <functional>
 #include <list>
+#include <new>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -57,6 +59,7 @@ class Server {
  private:
   bool faulty(std::string_view name) const { return fault_ == name; }
   void accept_ready();
+  void or_close(Connection& c, const std::function<void()>& step);
   void read_ready(Connection& c);
   void take(Connection& c, std::string data);
   void flush(Connection& c);
@@ -70,6 +73,8 @@ class Server {
   const std::chrono::milliseconds idle_;
   const std::chrono::milliseconds work_;
   std::list<Connection> connections_;
+  std::vector<pollfd> entries_;
+  std::vector<Connection*> owners_;
   Clock::time_point accept_again_ = Clock::now();
   std::optional<Clock::time_point> grace_ends_;
   std::size_t reads_ = 0;
@@ -89,35 +94,35 @@ bool Server::wants_to_write(const Connection& c) const {
 }
 
 void Server::run() {
-  std::vector<pollfd> entries;
-  std::vector<Connection*> owners;
+  entries_.reserve(1);
   for (;;) {
     if (stop_requested != 0 && !grace_ends_) begin_stop();
     if (grace_ends_ && connections_.empty()) return;
     if (grace_ends_ && Clock::now() > *grace_ends_ && !faulty("stop-without-grace")) return;
 
-    entries.clear();
-    owners.clear();
+    entries_.clear();
+    owners_.clear();
     for (Connection& c : connections_) {
       const int events =
           (wants_to_read(c) ? POLLIN | POLLRDHUP : 0) | (wants_to_write(c) ? POLLOUT : 0);
-      entries.push_back({c.socket.get(), static_cast<short>(events), 0});
-      owners.push_back(&c);
+      entries_.push_back({c.socket.get(), static_cast<short>(events), 0});
+      owners_.push_back(&c);
     }
     const bool accepting = listener_ && Clock::now() >= accept_again_;
-    if (accepting) entries.push_back({listener_.get(), POLLIN, 0});
+    if (accepting) entries_.push_back({listener_.get(), POLLIN, 0});
     // 5 ms serve every timer here: a server to learn from would compute the next one.
     const bool timers = idle_ > 0ms || work_ > 0ms || grace_ends_ || !accepting;
-    if (::poll(entries.data(), static_cast<nfds_t>(entries.size()), timers ? 5 : -1) < 0)
+    if (::poll(entries_.data(), static_cast<nfds_t>(entries_.size()), timers ? 5 : -1) < 0)
       continue;  // EINTR
 
-    for (std::size_t i = 0; i < owners.size(); ++i) {
-      Connection& c = *owners[i];
-      if (faulty("closes-on-rdhup") && (entries[i].revents & POLLRDHUP)) c.closed = true;
-      if (!c.closed && (entries[i].revents & POLLOUT)) flush(c);
-      if (!c.closed && wants_to_read(c) && (entries[i].revents & (POLLIN | POLLHUP | POLLERR)))
-        read_ready(c);
-      if ((entries[i].revents & POLLERR) && !wants_to_read(c)) c.closed = true;
+    for (std::size_t i = 0; i < owners_.size(); ++i) {
+      Connection& c = *owners_[i];
+      const short events = entries_[i].revents;
+      if (faulty("closes-on-rdhup") && (events & POLLRDHUP)) c.closed = true;
+      if (!c.closed && (events & POLLOUT)) flush(c);
+      if (!c.closed && wants_to_read(c) && (events & (POLLIN | POLLHUP | POLLERR)))
+        or_close(c, [&] { read_ready(c); });
+      if ((events & POLLERR) && !wants_to_read(c)) c.closed = true;
     }
     handle_timers();
     if (faulty("leaks-descriptors")) {
@@ -126,7 +131,7 @@ void Server::run() {
       }
     }
     connections_.remove_if([](const Connection& c) { return c.closed; });
-    if (accepting && entries.back().revents != 0) accept_ready();
+    if (accepting && entries_.back().revents != 0) accept_ready();
   }
 }
 
@@ -140,7 +145,13 @@ void Server::accept_ready() {
     Accepted next = accept_from(listener_, Mode::non_blocking);
     if (next.status == Io::would_block) return;
     if (next.status == Io::ok) {
-      connections_.emplace_back().socket = std::move(next.connection);
+      try {
+        entries_.reserve(connections_.size() + 2);
+        owners_.reserve(connections_.size() + 1);
+        connections_.emplace_back().socket = std::move(next.connection);
+      } catch (const std::bad_alloc&) {
+        if (faulty("dies-without-memory")) throw;
+      }
       continue;
     }
     if (faulty("spins-without-descriptors")) return;
@@ -148,6 +159,15 @@ void Server::accept_ready() {
     if (may_say_()) log_line("cannot accept for want of resources");
     accept_again_ = Clock::now() + (faulty("never-accepts-again") ? 1h : 100ms);
     return;
+  }
+}
+
+void Server::or_close(Connection& c, const std::function<void()>& step) {
+  try {
+    step();
+  } catch (const std::bad_alloc&) {
+    if (faulty("dies-without-memory")) throw;
+    c.closed = true;
   }
 }
 
@@ -228,12 +248,14 @@ void Server::handle_timers() {
         faulty("quick-overtakes-slow") && !c.working_on.empty() && now >= c.last_heard;
     if ((c.done_at && now >= *c.done_at) || overtaken) {
       c.done_at.reset();
-      c.output += std::exchange(c.working_on, {});
-      flush(c);
+      or_close(c, [&] {
+        c.output += std::exchange(c.working_on, {});
+        flush(c);
+      });
     }
     if (idle_ > 0ms && now - c.last_heard >= idle_ && !faulty("starts-no-timer")) c.closed = true;
     if (grace_ends_ && c.output.empty() && !c.finished && !c.done_at)
-      read_ready(c);  // what is still unread
+      or_close(c, [&] { read_ready(c); });  // what is still unread
     const bool drained =
         c.output.empty() && !c.done_at && !c.finished && now - c.last_heard > 100ms;
     if (grace_ends_ && drained && !faulty("waits-for-the-idle")) c.closed = true;

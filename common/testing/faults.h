@@ -43,7 +43,7 @@ Command under_fiu(const Command& command, const std::vector<std::string>& points
 // Skips unless libfiu is in this process. A program that is linked statically, or
 // makes its own system calls as Go's do, never meets the faults, and would pass for
 // nothing.
-void need_libfiu_inside(const ServerProcess& server);
+void need_libfiu_inside(ServerProcess& server);
 
 // Runs `body` in a network of its own, in which every send buffer has so many bytes.
 // Needs CAP_SYS_ADMIN. Source: network_namespaces(7), tcp(7).

@@ -105,6 +105,7 @@ TEST_CASE("caught: a partial write forgotten") {
 TEST_CASE("caught: exit on an unknown error") {
   catches(battery::random_errors, "exits-on-an-error");
 }
+TEST_CASE("caught: exit without memory") { catches(battery::out_of_memory, "dies-without-memory"); }
 TEST_CASE("caught: nonsense taken for a port") { catches(battery::misuse, "lenient-flags"); }
 TEST_CASE("caught: a port in use and exit code 0") {
   catches(battery::port_in_use, "complains-on-stdout");
