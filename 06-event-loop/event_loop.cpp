@@ -36,8 +36,9 @@ void EventLoop::serve(Listener listener) {
 // One turn of the loop. Timers come last: who was silent for too long may have spoken
 // meanwhile, and that is known now.
 void EventLoop::turn() {
-  for (const Ready& ready : poller_.wait(timers_.until_next())) handle(ready);
+  for (const Ready& ready : poller_.wait(timers_.until_next(next_tick_))) handle(ready);
   timers_.run_due();
+  if (Clock::now() >= next_tick_) on_tick();
   for (const auto& connection : closed_) connection->socket_.reset();
   closed_.clear();
 }
@@ -134,16 +135,15 @@ bool EventLoop::admit(Fd socket) {
 // a connection closes, or a tick: descriptors can be short in the whole system.
 void EventLoop::pause_accepting(int error) {
   if (may_say_()) log_line("cannot accept: {}; those who are in are served", error_text(error));
-  accept_timer_ = run_after(kTick, [this] { resume_accepting(); });
+  next_tick_ = Clock::now() + kTick;
   poller_.set_interest(listener_->socket().get(), kRead, kNone);
   accepting_ = false;
 }
 
 void EventLoop::resume_accepting() {
   if (accepting_ || stopping_) return;
-  timers_.cancel(accept_timer_);
   accepting_ = poller_.set_interest(listener_->socket().get(), kNone, kRead);
-  if (!accepting_) accept_timer_ = run_after(kTick, [this] { resume_accepting(); });
+  if (!accepting_) next_tick_ = Clock::now() + kTick;
 }
 
 // Every byte puts off the end, so the timer is not set anew for each: it finds out, when
@@ -211,15 +211,20 @@ void EventLoop::begin_stop() {
   if (accepting_) accept_ready();
   if (accepting_) poller_.set_interest(listener_->socket().get(), kRead, kNone);
   stopping_ = true;
-  timers_.cancel(accept_timer_);
   listener_->close();
   grace_ends_ = Clock::now() + kGrace;
-  run_after(kTick, [this] { on_tick(); });
+  next_tick_ = Clock::now() + kTick;
+}
+
+// The loop's own timer. It takes no memory, for that may be what is short.
+void EventLoop::on_tick() {
+  next_tick_ = kNever;
+  stopping_ ? close_the_quiet() : resume_accepting();
 }
 
 // When stopping, who can go? A queue that is empty now may have bytes on their way to
 // it; so nobody goes before one whole tick in which nothing happened.
-void EventLoop::on_tick() {
+void EventLoop::close_the_quiet() {
   const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
   for (const auto& entry : connections_) {
     if (!entry) continue;
@@ -229,5 +234,5 @@ void EventLoop::on_tick() {
     if (done || give_up) close(connection);
   }
   last_tick_ = Clock::now();
-  run_after(kTick, [this] { on_tick(); });
+  next_tick_ = last_tick_ + kTick;
 }

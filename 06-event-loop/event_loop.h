@@ -73,6 +73,7 @@ class EventLoop {
   void woken();
   void begin_stop();
   void on_tick();
+  void close_the_quiet();
 
   const std::thread::id thread_ = std::this_thread::get_id();
   const OnRequest on_request_;
@@ -86,7 +87,6 @@ class EventLoop {
 
   Listener* listener_ = nullptr;  // of serve
   bool accepting_ = false;
-  Timer accept_timer_;
   OncePerSecond may_say_;
 
   Pipe wake_ = make_pipe();
@@ -94,6 +94,7 @@ class EventLoop {
   std::vector<Task> tasks_;
   std::atomic<bool> stop_asked_ = false;
   bool stopping_ = false;
+  Clock::time_point next_tick_ = kNever;
   Clock::time_point grace_ends_;
   Clock::time_point last_tick_;
 };

@@ -52,6 +52,12 @@ TEST_CASE("a connection that died in the queue is skipped at once") {
 TEST_CASE("signals change nothing") { holds(kServer, battery::interrupted_calls); }
 TEST_CASE("a write that takes only a part is continued") { holds(kServer, battery::short_writes); }
 TEST_CASE("random errors end single connections only") { holds(kServer, battery::random_errors); }
+TEST_CASE("without memory single connections end and nothing else") {
+  holds([] {
+    if (POLLER != std::string("epoll")) skip("libkqueue does not survive a failed allocation");
+    battery::out_of_memory(kServer);
+  });
+}
 TEST_CASE("a port in use is said in one line") { holds(kServer, battery::port_in_use); }
 TEST_CASE("a wrong flag is said in one line") { holds(kServer, battery::misuse); }
 TEST_CASE("who is silent for too long is closed and who speaks is not") {

@@ -12,10 +12,10 @@ Timer Timers::add(Clock::time_point when, Task task) {
 
 // Rounded up: a wait that is cut short by a fraction would end before the timer is due,
 // and the loop would turn, at full speed, until it is.
-std::optional<milliseconds> Timers::until_next() const {
-  if (tasks_.empty()) return std::nullopt;
-  const auto left = std::chrono::ceil<milliseconds>(tasks_.begin()->first.first - Clock::now());
-  return std::max(milliseconds(0), left);
+std::optional<milliseconds> Timers::until_next(Clock::time_point latest) const {
+  const auto next = tasks_.empty() ? latest : std::min(latest, tasks_.begin()->first.first);
+  if (next == kNever) return std::nullopt;
+  return std::max(milliseconds(0), std::chrono::ceil<milliseconds>(next - Clock::now()));
 }
 
 // A task is taken out before it runs, for it may cancel any timer, itself too; and what

@@ -102,6 +102,8 @@ void Connection::on_writable() {
   next_request();
 }
 
+void Connection::start_job() { loop_.start_job(*this); }
+
 void Connection::on_result() {
   waiting_ = false;
   std::exchange(then_, nullptr)(*this, std::exchange(result_, {}));

@@ -43,8 +43,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Reader& reader();
 
   // Sends it, or keeps what the socket does not take until it does. No more requests
-  // are read while 64 KiB or more are kept; so what is kept grows by what one handler
-  // writes, and by no more.
+  // are read while 64 KiB or more are kept; so what is kept grows by what one call of its
+  // own handler writes, and by no more. (What others write to it is for them to bound.)
   void write(std::string_view data);
 
   // At once: what was kept is dropped.
@@ -68,6 +68,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void on_readable();
   void on_writable();
   void on_idle_timer();
+  void start_job();
   void on_result();
   void next_request();
   void request();       // has the handler look at what is there

@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <exception>
 #include <new>
+#include <optional>
+#include <string>
 #include <utility>
 
 using std::chrono::milliseconds;
@@ -37,8 +39,9 @@ void EventLoop::serve(Listener listener) {
 // One turn of the loop. Timers come last: who was silent for too long may have spoken
 // meanwhile, and that is known now.
 void EventLoop::turn() {
-  for (const Ready& ready : poller_.wait(timers_.until_next())) handle(ready);
+  for (const Ready& ready : poller_.wait(timers_.until_next(next_tick_))) handle(ready);
   timers_.run_due();
+  if (Clock::now() >= next_tick_) on_tick();
   for (const auto& connection : closed_) connection->socket_.reset();
   closed_.clear();
 }
@@ -112,36 +115,44 @@ void EventLoop::let_in() {
   while (!line_.empty() && !workers_.full()) {
     const auto connection = line_.front().lock();
     line_.pop_front();
-    if (connection && !connection->closed_) start_job(*connection);
+    if (connection) run(*connection, &Connection::start_job);
   }
 }
 
-// The job takes no reference to its connection along, which may be closed before the
-// job is done: it takes a weak one, that only the loop's thread looks at.
+// A job takes no reference to its connection along, which may be closed before the job is
+// done: it takes a weak one, that only the loop's thread looks at.
+struct EventLoop::Work {
+  std::weak_ptr<Connection> connection;
+  Connection::Job job;
+  std::optional<std::string> result;
+};
+
+// Its way back is made now: once it is done there may be no memory for that.
 void EventLoop::start_job(Connection& connection) {
-  workers_.try_submit(
-      [this, weak = connection.weak_from_this(), job = std::exchange(connection.job_, nullptr)] {
-        std::optional<std::string> result;
-        try {
-          result = job();
-        } catch (const std::exception& error) {
-          if (may_say_()) log_line("a job has failed: {}", error.what());
-        } catch (...) {
-          if (may_say_()) log_line("a job has failed: it threw something");
-        }
-        post([this, weak, result = std::move(result)]() mutable {
-          finish_job(weak, std::move(result));
-        });
-      });
+  auto work = std::make_shared<Work>();
+  work->connection = connection.weak_from_this();
+  work->job = std::exchange(connection.job_, nullptr);
+  std::list<Task> back;
+  back.emplace_back([this, work] { finish_job(*work); });
+  workers_.try_submit([this, work = std::move(work), back = std::move(back)]() mutable {
+    try {
+      work->result = work->job();
+    } catch (const std::exception& error) {
+      if (may_say_()) log_line("a job has failed: {}", error.what());
+    } catch (...) {
+      if (may_say_()) log_line("a job has failed: it threw something");
+    }
+    work->job = nullptr;
+    post(back);
+  });
 }
 
-void EventLoop::finish_job(const std::weak_ptr<Connection>& weak,
-                           std::optional<std::string> result) {
+void EventLoop::finish_job(Work& work) {
   let_in();
-  const auto connection = weak.lock();
+  const auto connection = work.connection.lock();
   if (!connection || connection->closed_) return;
-  if (!result) return close(*connection);
-  connection->result_ = std::move(*result);
+  if (!work.result) return close(*connection);
+  connection->result_ = std::move(*work.result);
   run(*connection, &Connection::on_result);
 }
 
@@ -180,16 +191,15 @@ bool EventLoop::admit(Fd socket) {
 // a connection closes, or a tick: descriptors can be short in the whole system.
 void EventLoop::pause_accepting(int error) {
   if (may_say_()) log_line("cannot accept: {}; those who are in are served", error_text(error));
-  accept_timer_ = run_after(kTick, [this] { resume_accepting(); });
+  next_tick_ = Clock::now() + kTick;
   poller_.set_interest(listener_->socket().get(), kRead, kNone);
   accepting_ = false;
 }
 
 void EventLoop::resume_accepting() {
   if (accepting_ || stopping_) return;
-  timers_.cancel(accept_timer_);
   accepting_ = poller_.set_interest(listener_->socket().get(), kNone, kRead);
-  if (!accepting_) accept_timer_ = run_after(kTick, [this] { resume_accepting(); });
+  if (!accepting_) next_tick_ = Clock::now() + kTick;
 }
 
 // Every byte puts off the end, so the timer is not set anew for each: it finds out, when
@@ -202,8 +212,14 @@ void EventLoop::watch_idle(Connection& connection) {
 }
 
 void EventLoop::post(Task task) {
+  std::list<Task> one;
+  one.push_back(std::move(task));
+  post(one);
+}
+
+void EventLoop::post(std::list<Task>& one) {
   const std::lock_guard lock(mutex_);
-  tasks_.push_back(std::move(task));
+  tasks_.splice(tasks_.end(), one);
   if (tasks_.size() == 1) wake();
 }
 
@@ -228,7 +244,7 @@ void EventLoop::woken() {
   while (read_some(wake_.read_end, bytes).status == Io::ok) {
   }
   if (stop_asked_ && !stopping_) begin_stop();
-  std::vector<Task> tasks;
+  std::list<Task> tasks;
   {
     const std::lock_guard lock(mutex_);
     tasks.swap(tasks_);
@@ -257,15 +273,20 @@ void EventLoop::begin_stop() {
   if (accepting_) accept_ready();
   if (accepting_) poller_.set_interest(listener_->socket().get(), kRead, kNone);
   stopping_ = true;
-  timers_.cancel(accept_timer_);
   listener_->close();
   grace_ends_ = Clock::now() + kGrace;
-  run_after(kTick, [this] { on_tick(); });
+  next_tick_ = Clock::now() + kTick;
+}
+
+// The loop's own timer. It takes no memory, for that may be what is short.
+void EventLoop::on_tick() {
+  next_tick_ = kNever;
+  stopping_ ? close_the_quiet() : resume_accepting();
 }
 
 // When stopping, who can go? A queue that is empty now may have bytes on their way to
 // it; so nobody goes before one whole tick in which nothing happened.
-void EventLoop::on_tick() {
+void EventLoop::close_the_quiet() {
   const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
   for (const auto& entry : connections_) {
     if (!entry) continue;
@@ -276,5 +297,5 @@ void EventLoop::on_tick() {
     if (done || give_up) close(connection);
   }
   last_tick_ = Clock::now();
-  run_after(kTick, [this] { on_tick(); });
+  next_tick_ = last_tick_ + kTick;
 }

@@ -3,7 +3,8 @@
 //   EventLoop loop{on_request};
 //   loop.serve(std::move(listener));
 //
-// `on_request` is called when bytes have come; it takes those that make a whole request
+// `on_request` is called when bytes have come, or when the reply to a job has gone and
+// something was left in the reader; it takes those that make a whole request
 // from conn.reader(), and leaves the others until more have come. If it leaves 64 KiB,
 // nothing can ever come behind them, and the connection is closed. If it throws, its
 // connection is closed, and no other. It must not block: what would is for conn.offload.
@@ -17,10 +18,9 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
-#include <optional>
-#include <string>
 #include <thread>
 #include <vector>
 
@@ -50,7 +50,7 @@ class EventLoop {
   // Jobs are finished as far as there is time for it, and their replies sent.
   void stop();
 
-  // Jobs that are left after serve, because they took too long. The loop's destructor
+  // Jobs in the pool that are left after serve, as they took too long. The loop's destructor
   // drops those that wait, and waits for those that are being done.
   std::size_t unfinished_jobs() const { return workers_.unfinished(); }
 
@@ -76,8 +76,9 @@ class EventLoop {
 
   void queue_up(Connection& connection);
   void let_in();
+  struct Work;
   void start_job(Connection& connection);
-  void finish_job(const std::weak_ptr<Connection>& connection, std::optional<std::string> result);
+  void finish_job(Work& work);
 
   void accept_ready();
   bool admit(Fd socket);
@@ -85,10 +86,12 @@ class EventLoop {
   void resume_accepting();
   void watch_idle(Connection& connection);
 
+  void post(std::list<Task>& task);
   void wake();
   void woken();
   void begin_stop();
   void on_tick();
+  void close_the_quiet();
 
   const std::thread::id thread_ = std::this_thread::get_id();
   const OnRequest on_request_;
@@ -102,14 +105,14 @@ class EventLoop {
 
   Listener* listener_ = nullptr;  // of serve
   bool accepting_ = false;
-  Timer accept_timer_;
   OncePerSecond may_say_;
 
   Pipe wake_ = make_pipe();
   std::mutex mutex_;  // of tasks_
-  std::vector<Task> tasks_;
+  std::list<Task> tasks_;
   std::atomic<bool> stop_asked_ = false;
   bool stopping_ = false;
+  Clock::time_point next_tick_ = kNever;
   Clock::time_point grace_ends_;
   Clock::time_point last_tick_;
 

@@ -10,6 +10,7 @@
 
 using Clock = std::chrono::steady_clock;
 using Task = std::function<void()>;
+constexpr Clock::time_point kNever = Clock::time_point::max();
 
 // Names one timer, to cancel it: when it is due, and a number, because two can be due
 // at once. The default one is nobody's.
@@ -21,9 +22,9 @@ class Timers {
   // It will not run. One that has run, or was cancelled, is none any more: nothing happens.
   void cancel(const Timer& timer) { tasks_.erase(timer); }
 
-  // How long until the next is due, in whole milliseconds, rounded up; 0: one is due
-  // now; nothing: there is none.
-  std::optional<std::chrono::milliseconds> until_next() const;
+  // How long until the next is due, or `latest` has come, in whole milliseconds, rounded
+  // up; 0: one is due now; nothing: there is none.
+  std::optional<std::chrono::milliseconds> until_next(Clock::time_point latest = kNever) const;
 
   // Runs those that are due now. Each may add and cancel others.
   void run_due();
