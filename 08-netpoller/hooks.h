@@ -9,17 +9,18 @@
 #include <functional>
 
 enum class Window {
-  before_call,     // an operation is about to be tried
-  after_call,      // it could not be done; nobody knows yet that it waits
-  before_recheck,  // the waiter has said that he will wait, and has not looked again
-  before_commit,   // the coroutine is suspended; nobody can find it yet
-  before_report,   // the poller has an event, and has not looked whom it is for
-  after_report,    // it has told the PollDesc
-  before_unlock,   // the last use of a descriptor is over
-  before_idle,     // a worker has found nothing to do, and has told nobody
-  before_sleep,    // a worker is about to sleep
-  before_block,    // a worker is about to block in the poll
-  after_block,     // it is back
+  before_call,      // an operation is about to be tried
+  after_call,       // it could not be done; nobody knows yet that it waits
+  before_recheck,   // the waiter has said that he will wait, and has not looked again
+  before_commit,    // the coroutine is suspended; nobody can find it yet
+  before_report,    // the poller has an event, and has not looked whom it is for
+  after_report,     // it has told the PollDesc
+  before_unlock,    // the last use of a descriptor is over
+  before_deadline,  // whose it is has been looked at, and it is not yet set
+  before_idle,      // a worker has found nothing to do, and has told nobody
+  before_sleep,     // a worker is about to sleep
+  before_block,     // a worker is about to block in the poll
+  after_block,      // it is back
   count
 };
 

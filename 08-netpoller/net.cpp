@@ -3,17 +3,18 @@
 #include <sys/ioctl.h>
 
 #include <algorithm>
+#include <new>
 
 #include "common/socket/process.h"
 
 namespace {
 
 constexpr std::size_t kBuffer = 16 * 1024;
-constexpr std::size_t kSpare = 16;  // buffers that a worker keeps for the next who has something
 
+// From its worker, which keeps some for the next who has something. Nothing: no memory.
 std::unique_ptr<char[]> borrow_buffer() {
   auto& spare = this_worker()->buffers;
-  if (spare.empty()) return std::unique_ptr<char[]>(new char[kBuffer]);
+  if (spare.empty()) return std::unique_ptr<char[]>(new (std::nothrow) char[kBuffer]);
   auto buffer = std::move(spare.back());
   spare.pop_back();
   return buffer;
@@ -21,8 +22,25 @@ std::unique_ptr<char[]> borrow_buffer() {
 
 void give_back(std::unique_ptr<char[]> buffer) {
   Worker* worker = this_worker();
-  if (buffer && worker && worker->buffers.size() < kSpare)
+  if (buffer && worker && worker->buffers.size() < Worker::kSpareBuffers)
     worker->buffers.push_back(std::move(buffer));
+}
+
+struct Watched {
+  Io status;
+  PollDesc* connection;
+  int error;  // the errno behind out_of_resources
+};
+
+Watched accept_one(const PollDesc& listener) {
+  for (;;) {
+    Accepted next = accept_from(listener.fd(), Mode::non_blocking);
+    if (next.status != Io::ok) return {next.status, nullptr, next.error};
+    PollDesc* connection = listener.netpoller().open(std::move(next.connection));
+    if (connection) return {Io::ok, connection, 0};
+    static OncePerSecond may_say;
+    if (may_say()) log_line("a connection was refused: the poller has no room for it");
+  }
 }
 
 }  // namespace
@@ -32,6 +50,7 @@ Bytes::~Bytes() { give_back(std::move(buffer_)); }
 // A buffer for as long as the call takes; for longer only if something came.
 Io Read::call() {
   auto buffer = borrow_buffer();
+  if (!buffer) return Io::out_of_resources;
   const IoResult in = read_some(desc().fd(), {buffer.get(), kBuffer});
   desc().set_left(in.status, in.size < kBuffer);
   if (in.status == Io::ok) {
@@ -74,37 +93,35 @@ Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)
 
 Accept Listener::accept() const { return Accept(hold_); }
 
-Conn Listener::accept_now() {
-  Accepted next = accept_from(socket(), Mode::non_blocking);
-  if (next.status != Io::ok) return {};
-  return Conn(hold_.desc()->netpoller().open(std::move(next.connection)));
-}
+Conn Listener::accept_now() const { return Conn(accept_one(*hold_.desc()).connection); }
 
 void Listener::set_deadline(std::optional<Clock::time_point> when) {
   hold_.set_deadline(Direction::read, when);
 }
 
 Io Accept::call() {
-  for (;;) {
-    Accepted next = accept_from(desc().fd(), Mode::non_blocking);
-    error_ = next.error;
-    if (next.status != Io::ok) return next.status;
-    accepted_ = desc().netpoller().open(std::move(next.connection));
-    if (accepted_) return Io::ok;
-    static OncePerSecond may_say;
-    if (may_say()) log_line("a connection was refused: the poller has no room for it");
-  }
+  const Watched next = accept_one(desc());
+  accepted_ = next.connection;
+  error_ = next.error;
+  return next.status;
 }
 
 // Once it is in the set it may fire, and the goroutine go on and take this with it.
 bool Sleep::commit(Goroutine& goroutine) {
   scheduler_ = &this_worker()->scheduler;
   goroutine_ = &goroutine;
-  scheduler_->timers().add(*this, until_);
+  try {
+    scheduler_->timers().add(*this, until_);
+  } catch (const std::bad_alloc&) {  // without memory for a timer it looks at each turn
+    scheduler_->put_behind(goroutine);
+  }
   return true;
 }
 
-void Sleep::fire() { scheduler_->ready(*goroutine_); }
+Clock::time_point Sleep::fire() {
+  scheduler_->ready(*goroutine_);
+  return kNotSet;
+}
 
 bool Yield::commit(Goroutine& goroutine) {
   this_worker()->scheduler.put_behind(goroutine);

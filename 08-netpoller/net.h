@@ -3,7 +3,6 @@
 // Go: net/net.go, internal/poll/fd_unix.go, time/sleep.go.
 #pragma once
 
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <exception>
@@ -104,7 +103,7 @@ class Listener {
   Listener(Scheduler& scheduler, const Endpoint& endpoint);
 
   Accept accept() const;           // co_await accept(): an AcceptResult
-  Conn accept_now();               // one that waits in the backlog; empty: none does
+  Conn accept_now() const;         // one that waits in the backlog; empty: none does
   void close() { hold_.close(); }  // any thread; releases all who accept
   void set_deadline(std::optional<Clock::time_point> when);
   const Fd& socket() const { return hold_.desc()->fd(); }  // until it is closed
@@ -139,7 +138,7 @@ class Sleep : public Operation, private Timer {
   void await_resume() const {}
 
  private:
-  void fire() override;
+  Clock::time_point fire() override;
 
   const Clock::time_point until_;
   Scheduler* scheduler_ = nullptr;
@@ -175,7 +174,7 @@ class BlockingCall : public Operation {
   std::exception_ptr no_thread_;  // why it was not called
 
  private:
-  std::atomic<bool> done_ = false;
+  bool done_ = false;
 };
 
 template <typename Function>

@@ -407,7 +407,7 @@ TEST_CASE("two readers of one connection get every byte once") {
 
 TEST_CASE("a timer that is due sooner than all others shortens the poll") {
   struct Never : Timer {
-    void fire() override {}
+    Clock::time_point fire() override { return kNotSet; }
   };
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task {
@@ -415,7 +415,10 @@ TEST_CASE("a timer that is due sooner than all others shortens the poll") {
       Event fired;
       struct Soon : Timer {
         explicit Soon(Event& event) : event_(event) {}
-        void fire() override { event_.set(); }
+        Clock::time_point fire() override {
+          event_.set();
+          return kNotSet;
+        }
         Event& event_;
       } soon(fired);
       scheduler.timers().add(far_off, Clock::now() + 1h);
@@ -565,6 +568,17 @@ TEST_CASE("what a goroutine does not catch ends it and no other") {
       }());
       while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
     });
+  });
+}
+
+TEST_CASE("what main throws is thrown by run") {
+  holds([] {
+    Scheduler scheduler(2, 1);
+    const auto main = []() -> Task {
+      co_await yield();
+      throw std::runtime_error("as the test wants it");
+    };
+    CHECK_THROWS_AS(scheduler.run(main()), std::runtime_error);
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 #include <utility>
 
 #include "common/socket/process.h"
@@ -63,10 +64,10 @@ void PollDesc::hand_over(Direction direction) {
 }
 
 void PollDesc::close() {
-  std::uint32_t use = use_;
-  do {
-    if (use & kClosing) return;
-  } while (!use_.compare_exchange_weak(use, use | kClosing));
+  {
+    const std::lock_guard guard(mutex());  // who sets a deadline sets it before, or not at all
+    if ((use_.fetch_or(kClosing) & kClosing) != 0) return;
+  }
   // It is published; now wake those who would not look otherwise. Who is in line for the
   // lock has it handed over by whoever leaves.
   netpoller_->scheduler().timers().remove(*this);
@@ -138,6 +139,7 @@ void PollDesc::set_deadline(std::uint32_t sequence, Direction direction,
                             std::optional<Clock::time_point> when) {
   const std::lock_guard guard(mutex());
   if (closing() || sequence_ != sequence) return;
+  HOOK(before_deadline);
   if (when && *when <= Clock::now()) {
     deadline(direction) = kExpired;
     wake(direction);
@@ -147,9 +149,9 @@ void PollDesc::set_deadline(std::uint32_t sequence, Direction direction,
   }
 }
 
-void PollDesc::fire() {
+Clock::time_point PollDesc::fire() {
   const std::lock_guard guard(mutex());
-  if (closing()) return;
+  if (closing()) return kNever;
   const auto now = Clock::now();
   auto next = kNever;
   for (const Direction direction : {Direction::read, Direction::write}) {
@@ -161,7 +163,7 @@ void PollDesc::fire() {
       wake(direction);
     }
   }
-  if (next != kNever) netpoller_->scheduler().timers().add(*this, next);
+  return next;
 }
 
 std::mutex& PollDesc::mutex() {
@@ -199,7 +201,7 @@ bool PollOperation::try_call() {
     if (desc_->block(direction_)) continue;
     HOOK(before_recheck);
     if (refusal() == Status::ok) return false;
-    desc_->unpark(direction_);
+    desc_->reset(direction_);
   }
   // Who was woken by news and by his deadline at once has used up the news: the next
   // read has to try.
@@ -236,17 +238,17 @@ Status PollOperation::refusal() const {
 Netpoller::Netpoller(Scheduler& scheduler) : scheduler_(scheduler) {
   if (!queue_ || !watch(break_.read_end.get(), 0))
     throw StartupError(fmt::format("no netpoller: {}", error_text(errno)));
-  scheduler_.timers().add(*this, Clock::now() + kDoubt);
+  if (kShortReadsEnd) scheduler_.timers().add(*this, Clock::now() + kDoubt);
 }
 
-void Netpoller::fire() {
+Clock::time_point Netpoller::fire() {
   GoroutineList woken;
   for (const auto& chunk : chunks_) {
     PollDesc* descs = chunk;
     for (std::size_t i = 0; descs && i < kChunk; ++i) descs[i].doubt(woken);
   }
   scheduler_.ready(woken);
-  scheduler_.timers().add(*this, Clock::now() + kDoubt);
+  return Clock::now() + kDoubt;
 }
 
 Netpoller::~Netpoller() {
@@ -284,9 +286,10 @@ PollDesc* Netpoller::desc(int fd) {
   if (!chunk) {
     const std::lock_guard lock(mutex_);
     if (!chunk) {
-      auto made = std::make_unique<PollDesc[]>(kChunk);
+      auto* made = new (std::nothrow) PollDesc[kChunk];
+      if (!made) return nullptr;
       for (std::size_t i = 0; i < kChunk; ++i) made[i].netpoller_ = this;
-      chunk = made.release();
+      chunk = made;
     }
   }
   return &chunk.load()[index % kChunk];

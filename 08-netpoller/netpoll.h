@@ -11,7 +11,7 @@
 //     nil   -> wait     block(): the system call said "not now"
 //     ready -> nil      block(): something came meanwhile: call again
 //     wait  -> parked   park(): once the goroutine is suspended
-//     any   -> nil      reset(): the waiter, when he has been woken
+//     any   -> nil      reset(): the waiter, when he has been woken, or does not want to park
 //     any   -> ready    unblock(true): the poller; wakes who is parked
 //     wait, parked -> nil   unblock(false): a deadline, or close; wakes who is parked
 //
@@ -66,10 +66,7 @@ class PollDesc final : private Timer {
   void reset(Direction direction) { state(direction) = kNil; }
   bool block(Direction direction);                       // true: something came meanwhile
   bool park(Direction direction, Goroutine& goroutine);  // false: likewise
-  void unpark(Direction direction) {
-    state(direction) = kNil;
-  }                                                     // the waiter does not want to any more
-  Goroutine* unblock(Direction direction, bool ready);  // who is to be woken, if anybody
+  Goroutine* unblock(Direction direction, bool ready);   // who is to be woken, if anybody
 
   // Why an operation cannot be done, whatever the descriptor holds.
   bool closing() const { return (use_ & kClosing) != 0; }
@@ -97,13 +94,13 @@ class PollDesc final : private Timer {
 
   // A deadline is put off with every message. The timer stays where it is; when it is
   // due it looks what the deadlines are by then, and goes back if they have time.
-  void fire() override;
+  Clock::time_point fire() override;
 
   static constexpr std::uintptr_t kNil = 0;
   static constexpr std::uintptr_t kReady = 1;
   static constexpr std::uintptr_t kWait = 2;
 
-  static constexpr Clock::time_point kNever = Clock::time_point::max();
+  static constexpr Clock::time_point kNever = kNotSet;
   static constexpr Clock::time_point kExpired = Clock::time_point::min();
 
   // use_: closing, for each direction held and wanted, and above that the number of users.
@@ -127,7 +124,7 @@ class PollDesc final : private Timer {
   void wake(Direction direction);
   void close_descriptor();
 
-  std::mutex& mutex();  // of lines_, and of a change of a deadline
+  std::mutex& mutex();  // of lines_, of a change of a deadline, and of closing
 
   Netpoller* netpoller_ = nullptr;
   Fd fd_;
@@ -206,13 +203,12 @@ class Netpoller final : private Timer {
   static Fd make_queue();
   bool watch(int fd, std::uint32_t sequence);
   bool watch_write(int fd, std::uint32_t sequence);
-  bool add(int fd, short filter, unsigned short how, std::uint32_t sequence);  // kqueue's
   void unwatch(int fd);
   void wait(std::optional<std::chrono::milliseconds> limit, GoroutineList& woken);
 
   PollDesc* desc(int fd);
   void report(int fd, std::uint32_t sequence, Readiness readiness, GoroutineList& woken);
-  void fire() override;  // doubts all descriptors
+  Clock::time_point fire() override;  // doubts all descriptors
 
   Scheduler& scheduler_;
   Fd queue_ = make_queue();
@@ -244,7 +240,7 @@ class PollOperation : public Operation {
   bool commit(Goroutine& goroutine) final;
 
  protected:
-  // The system call, and its status. Io::would_block: not now.
+  // The system call, and its status. Io::would_block: not now. It does not throw.
   virtual Io call() = 0;
   virtual bool may_skip_call() const { return false; }
 

@@ -14,9 +14,15 @@ namespace {
 
 constexpr std::size_t kBatch = 128;
 
-// The number and the sequence travel in the event, as a pointer that points to nothing.
+// The sequence travels in the event, as a pointer that points to nothing.
 void* tag(std::uint32_t sequence) {
   return reinterpret_cast<void*>(std::uintptr_t{sequence});  // NOLINT(performance-no-int-to-ptr)
+}
+
+bool add(const Fd& queue, int fd, short filter, unsigned short how, std::uint32_t sequence) {
+  struct kevent change {};
+  EV_SET(&change, static_cast<std::uintptr_t>(fd), filter, EV_ADD | how, 0, 0, tag(sequence));
+  return ::kevent(queue.get(), &change, 1, nullptr, 0, nullptr) >= 0 || errno == EINTR;
 }
 
 }  // namespace
@@ -28,19 +34,13 @@ Fd Netpoller::make_queue() { return Fd(::kqueue()); }
 // For reading once, for as long as it is open; EV_CLEAR, because the one who is told and
 // the one who reads are not the same.
 bool Netpoller::watch(int fd, std::uint32_t sequence) {
-  return add(fd, EVFILT_READ, EV_CLEAR, sequence);
+  return add(queue_, fd, EVFILT_READ, EV_CLEAR, sequence);
 }
 
 // For writing when it has to wait. (Go has both filters from the start. But libkqueue
 // loses events when those of both do not fit into one list.)
 bool Netpoller::watch_write(int fd, std::uint32_t sequence) {
-  return add(fd, EVFILT_WRITE, EV_CLEAR | EV_ONESHOT, sequence);
-}
-
-bool Netpoller::add(int fd, short filter, unsigned short how, std::uint32_t sequence) {
-  struct kevent change {};
-  EV_SET(&change, static_cast<std::uintptr_t>(fd), filter, EV_ADD | how, 0, 0, tag(sequence));
-  return ::kevent(queue_.get(), &change, 1, nullptr, 0, nullptr) >= 0 || errno == EINTR;
+  return add(queue_, fd, EVFILT_WRITE, EV_CLEAR | EV_ONESHOT, sequence);
 }
 
 // A BSD drops the filters when the descriptor is closed; libkqueue wants to be told.

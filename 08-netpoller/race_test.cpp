@@ -193,6 +193,32 @@ TEST_CASE("an event for a number's former owner does not reach the next") {
   });
 }
 
+TEST_CASE("a deadline that is set as its connection closes does not reach the next owner") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      const NumberedPair former(scheduler);
+      std::unique_ptr<NumberedPair> next;
+      Event replaced;
+      std::thread closer;
+      // Whose it is has been looked at; now the number changes hands, if it can.
+      const Hook hook(Window::before_deadline, [&] {
+        if (closer.joinable()) return;
+        closer = std::thread([&] {
+          former.near->close();
+          next = std::make_unique<NumberedPair>(scheduler);
+          replaced.set();
+        });
+        (void)replaced.wait(100ms);
+      });
+      former.near->set_read_deadline(Clock::time_point::min());
+      closer.join();
+      CHECK(next->number == former.number);
+      (void)write_some(next->far, "!");
+      CHECK((co_await next->near->read()).status == Status::ok);
+    });
+  });
+}
+
 TEST_CASE("work that comes as a worker is about to block is done at once") {
   holds([] {
     for (const Window window : {Window::before_idle, Window::before_block}) {

@@ -1,6 +1,7 @@
 #include "scheduler.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "hooks.h"
@@ -49,6 +50,7 @@ Scheduler::Scheduler(std::size_t workers, std::size_t blocking)
       netpoller_(std::make_unique<Netpoller>(*this)),
       pool_(blocking, std::numeric_limits<std::size_t>::max()) {
   for (std::size_t i = 0; i < workers; ++i) workers_.push_back(std::make_unique<Worker>(*this, i));
+  sleepers_.reserve(workers);  // going to sleep takes no memory
 }
 
 Scheduler::~Scheduler() = default;
@@ -56,18 +58,18 @@ Scheduler::~Scheduler() = default;
 void Scheduler::run(Task main) {
   ++goroutines_;
   main_ = &main.release();
-  ready(*main_);
   std::vector<std::thread> threads;
   try {
     for (std::size_t i = 1; i < workers_.size(); ++i)
       threads.emplace_back([this, i] { work(*workers_[i]); });
+    ready(*main_);
     work(*workers_[0]);
   } catch (...) {
+    main_error_ = std::current_exception();
     stop();
-    for (std::thread& thread : threads) thread.join();
-    throw;
   }
   for (std::thread& thread : threads) thread.join();
+  if (main_error_) std::rethrow_exception(main_error_);
 }
 
 void Scheduler::go(Task task) {
@@ -124,14 +126,20 @@ void Scheduler::run(Worker& worker, Goroutine& goroutine) {
 }
 
 void Scheduler::finish(Worker& worker, Goroutine& goroutine) {
-  if (const std::exception_ptr error = std::exchange(worker.error, nullptr)) {
+  const bool last = &goroutine == main_;
+  const std::exception_ptr error = std::exchange(worker.error, nullptr);
+  if (last) {
+    main_error_ = error;
+  } else if (error) {
+    static OncePerSecond may_say;
     try {
       std::rethrow_exception(error);
     } catch (const std::exception& problem) {
-      log_line("a goroutine has ended: {}", problem.what());
+      if (may_say()) log_line("a goroutine has ended: {}", problem.what());
+    } catch (...) {
+      if (may_say()) log_line("a goroutine has ended: it threw something");
     }
   }
-  const bool last = &goroutine == main_;
   goroutine.frame.destroy();
   --goroutines_;
   if (last) stop();
@@ -197,11 +205,10 @@ bool Scheduler::poll_now(Worker& worker) {
   if (polling_.exchange(true)) return false;
   ++polls_;
   GoroutineList woken = netpoller_->poll(Clock::time_point::min());
-  polling_ = false;
-  if (woken.size() == 0) return false;
   worker.queue.push(woken);
+  polling_ = false;
   if (woken.size() > 1) wake_one();
-  return true;
+  return woken.size() > 0;
 }
 
 // First it says that it is idle, then it drops out of the search, and then it looks once
@@ -210,16 +217,14 @@ bool Scheduler::poll_now(Worker& worker) {
 void Scheduler::idle(Worker& worker) {
   HOOK(before_idle);
   bool polls = false;
-  bool searched = false;
   {
     const std::lock_guard lock(mutex_);
-    searched = std::exchange(worker.spinning, false);
+    worker.spinning = worker.woken = false;
     polls = !polling_.exchange(true);
-    worker.woken = false;
     if (!polls) sleepers_.push_back(&worker);
     ++idle_;
   }
-  if (searched) --spinning_;
+  --spinning_;
   const bool stay = !has_work() && !stopping_;
   if (polls) {
     block_in_poll(worker, stay);
@@ -237,9 +242,9 @@ void Scheduler::block_in_poll(Worker& worker, bool stay) {
     woken = netpoller_->poll(timers_.next());
     HOOK(after_block);
   }
+  worker.queue.push(woken);
   polling_ = false;
   --idle_;
-  worker.queue.push(woken);
   if (woken.size() > 1) wake_one();
 }
 
@@ -301,10 +306,19 @@ std::string Scheduler::trace() {
     running += worker->busy ? 1 : 0;
     queues += fmt::format(" {}", worker->queue.size());
   }
-  const std::size_t parked = goroutines_ - std::min(goroutines_.load(), queued + running);
+  const std::size_t all = goroutines_;
+  const std::size_t parked = all - std::min(all, queued + running);
   return fmt::format(
       "SCHED workers={} running={} idle={} inpoll={} spinning={} global={} queues=[{} ] parked={} "
       "polls={} steals={} breaks={}",
       workers_.size(), running, idle_.load(), polling_ ? 1 : 0, spinning_.load(), global_.size(),
       queues, parked, polls_.load(), steals_.load(), netpoller_->breaks());
+}
+
+Clock::time_point SchedTrace::fire() {
+  try {
+    log_line("{}", scheduler_.trace());
+  } catch (const std::bad_alloc&) {  // no memory for a line: there is none
+  }
+  return Clock::now() + period_;
 }

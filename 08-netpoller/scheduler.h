@@ -33,6 +33,7 @@
 // nothing of the operation or the goroutine may be touched.
 class Operation {
  public:
+  // Neither throws: on a worker's own stack there is nobody to catch it.
   virtual bool attempt() = 0;                     // whether it is done
   virtual bool commit(Goroutine& goroutine) = 0;  // false: attempt it again
 
@@ -47,7 +48,11 @@ class Netpoller;
 class Scheduler;
 
 struct Worker {
-  Worker(Scheduler& of, std::size_t number) : scheduler(of), random(number + 1) {}
+  Worker(Scheduler& of, std::size_t number) : scheduler(of), random(number + 1) {
+    buffers.reserve(kSpareBuffers);
+  }
+
+  static constexpr std::size_t kSpareBuffers = 16;
 
   Scheduler& scheduler;
   RunQueue queue;
@@ -75,7 +80,9 @@ class Scheduler {
   ~Scheduler();
 
   // Runs `main`, and all that it starts, until it ends. Others that have not ended by
-  // then are dropped, as in Go when main returns; unfinished() says how many.
+  // then are dropped, as in Go when main returns; unfinished() says how many. They may
+  // run for a moment longer than main: what they refer to must not be main's own. Throws
+  // what main throws.
   void run(Task main);
 
   // Any thread may call these.
@@ -114,6 +121,7 @@ class Scheduler {
   Timers timers_;
   std::unique_ptr<Netpoller> netpoller_;
   Goroutine* main_ = nullptr;
+  std::exception_ptr main_error_;
   std::atomic<std::size_t> goroutines_ = 0;
   std::atomic<bool> stopping_ = false;
 
@@ -132,16 +140,12 @@ class SchedTrace : private Timer {
  public:
   SchedTrace(Scheduler& scheduler, std::chrono::milliseconds period)
       : scheduler_(scheduler), period_(period) {
-    if (period_.count() > 0) set();
+    if (period_.count() > 0) scheduler_.timers().add(*this, Clock::now() + period_);
   }
   ~SchedTrace() { scheduler_.timers().remove(*this); }
 
  private:
-  void set() { scheduler_.timers().add(*this, Clock::now() + period_); }
-  void fire() override {
-    log_line("{}", scheduler_.trace());
-    set();
-  }
+  Clock::time_point fire() override;
 
   Scheduler& scheduler_;
   const std::chrono::milliseconds period_;

@@ -15,6 +15,8 @@
 #include <csignal>
 #include <cstdlib>
 #include <exception>
+#include <new>
+#include <optional>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -51,11 +53,25 @@ Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
     session.waits();
     const Received request = co_await conn.read();
     session.goes_on();
+    if (request.status == Status::timed_out && conn.unread() > 0) {  // he has spoken after all
+      conn.set_read_deadline(std::nullopt);
+      continue;
+    }
     if (request.status != Status::ok) co_return;
     if (request.bytes.view().starts_with('#')) co_await work_on(limits.work);
     if (limits.idle_timeout > milliseconds(0))
       conn.set_write_deadline(Clock::now() + limits.idle_timeout);
     if (co_await conn.write_all(request.bytes.view()) != Status::ok) co_return;
+  }
+}
+
+// Without memory for a goroutine the connection is closed.
+void start(Conn conn, Sessions& sessions, const Limits& limits) {
+  try {
+    go(echo(std::move(conn), sessions, limits));
+  } catch (const std::bad_alloc&) {
+    static OncePerSecond may_say;
+    if (may_say()) log_line("a connection was refused: no memory for its goroutine");
   }
 }
 
@@ -66,7 +82,7 @@ Task serve(Listener& listener, Sessions& sessions, const Limits& limits) {
   for (;;) {
     AcceptResult next = co_await listener.accept();
     if (next.status == Status::ok) {
-      go(echo(std::move(next.conn), sessions, limits));
+      start(std::move(next.conn), sessions, limits);
       pause = milliseconds(5);
     } else if (next.status == Status::out_of_resources) {
       if (may_say()) log_line("cannot accept: {}", error_text(next.error));
@@ -90,14 +106,17 @@ void on_signal(int) {
 // The server's main goroutine: starts it, waits for a signal, and ends it. No one new
 // then, but for those in the backlog; who has bytes on the way is served; who is quiet
 // is told so by a deadline that has passed.
-Task run_server(Listener& listener, Conn& signals, const Limits& limits, Scheduler& scheduler) {
-  Sessions sessions;
-  go(serve(listener, sessions, limits));
+Task run_server(Listener& listener, Sessions& sessions, Conn& signals, const Limits& limits,
+                Scheduler& scheduler) {
+  Task accepting = serve(listener, sessions, limits);  // there is memory for it: say so
+  announce(listener.socket());
+  go(std::move(accepting));
   (void)co_await signals.read();
-  while (Conn conn = listener.accept_now()) go(echo(std::move(conn), sessions, limits));
+  while (Conn conn = listener.accept_now()) start(std::move(conn), sessions, limits);
   listener.close();
   const auto grace_ends = Clock::now() + kGrace;
-  while (!sessions.empty() && Clock::now() + kTick < grace_ends) {
+  co_await yield();  // whoever accepts ends first: if that was all, nobody is waited for
+  while (scheduler.unfinished() > 1 && Clock::now() + kTick < grace_ends) {
     co_await sleep_for(kTick);
     sessions.end_the_quiet();
   }
@@ -129,11 +148,12 @@ int main(int argc, char** argv) {
     Pipe pipe = make_pipe();
     stop_pipe = pipe.write_end.get();
     Conn signals(scheduler.netpoller().open(std::move(pipe.read_end)));
+    if (!signals) throw StartupError("cannot watch a pipe: no room");
     std::signal(SIGINT, on_signal);
     std::signal(SIGTERM, on_signal);
     const SchedTrace trace(scheduler, limits.trace);
-    announce(listener.socket());
-    scheduler.run(run_server(listener, signals, limits, scheduler));
+    Sessions sessions;
+    scheduler.run(run_server(listener, sessions, signals, limits, scheduler));
     if (scheduler.unfinished() > 0) {  // a thread cannot be ended from outside; the process can
       log_line("{} goroutines are not finished", scheduler.unfinished());
       std::_Exit(0);

@@ -17,17 +17,12 @@ void Sessions::remove(Session& session) {
   if (session.after) session.after->before = session.before;
 }
 
-bool Sessions::empty() {
-  const std::lock_guard lock(mutex_);
-  return first_ == nullptr;
-}
-
 // Who is quiet gets a deadline that has passed, and not a close: if he has spoken just
-// now, his request is under way, and is answered.
+// now, his bytes are there, and his goroutine finds them (server.cpp).
 void Sessions::end_the_quiet() {
   const std::lock_guard lock(mutex_);
   for (Session* session = first_; session; session = session->after) {
-    if (session->quiet.exchange(true) && session->reading && session->conn.unread() == 0)
+    if (session->quiet.exchange(true) && session->reading)
       session->conn.set_read_deadline(Clock::time_point::min());
   }
 }

@@ -10,7 +10,6 @@
 class Sessions;
 
 // What must be known of a connection at a stop. It is in the list as long as it is there.
-
 struct Session {
   Session(Sessions& of, Conn& its);
   ~Session();
@@ -36,7 +35,6 @@ class Sessions {
  public:
   void add(Session& session);
   void remove(Session& session);
-  bool empty();
   void end_the_quiet();  // those for whom nothing has happened since the last call
   void close_all();
 

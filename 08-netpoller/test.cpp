@@ -55,6 +55,12 @@ TEST_CASE("a connection that died in the queue is skipped at once") {
 TEST_CASE("signals change nothing") { holds(kServer, battery::interrupted_calls); }
 TEST_CASE("a write that takes only a part is continued") { holds(kServer, battery::short_writes); }
 TEST_CASE("random errors end single connections only") { holds(kServer, battery::random_errors); }
+TEST_CASE("without memory single connections end and nothing else") {
+  holds([] {
+    if (POLLER != std::string("epoll")) skip("libkqueue does not survive a failed allocation");
+    battery::out_of_memory(kServer);
+  });
+}
 TEST_CASE("a port in use is said in one line") { holds(kServer, battery::port_in_use); }
 TEST_CASE("a wrong flag is said in one line") { holds(kServer, battery::misuse); }
 TEST_CASE("who is silent for too long is closed and who speaks is not") {
@@ -154,19 +160,22 @@ TEST_CASE("at SIGTERM who is in the backlog is served") {
   holds([] {
     // When it goes on, both the listener and the signal have come. The goroutine that
     // accepts is the first, but has to let the other go on after a few.
-    ServerProcess server({.argv = {SERVER, "--workers", "1"}, .environment = {}});
+    ServerProcess server({.argv = {SERVER, "--workers", "1", "--work", "1s"}, .environment = {}});
     server.freeze();
     std::vector<std::unique_ptr<Client>> clients;
     for (int i = 0; i < 50; ++i) {
       clients.push_back(std::make_unique<Client>(server.address()));
-      clients.back()->send("hello");
+      clients.back()->send(i == 49 ? "#ello" : "hello");
     }
     server.signal(SIGTERM);
     server.thaw();
-    for (auto& client : clients) CHECK(client->receive_until_end() == "hello");
+    for (int i = 0; i < 50; ++i)
+      CHECK(clients[static_cast<std::size_t>(i)]->receive_until_end() ==
+            (i == 49 ? "#ello" : "hello"));
     const auto exit = server.wait_for_exit(2s);
     REQUIRE(exit.has_value());
     CHECK(exit->text() == "exit code 0");
+    CHECK(server.errors().empty());
   });
 }
 
@@ -336,6 +345,24 @@ TEST_CASE("who never reads is closed when nothing has moved for too long") {
     const std::size_t with_client = server.usage().descriptors;
     client.send_what_fits(std::string(16 << 20, 'x'), 50ms);
     CHECK(wait_until(patience, [&] { return server.usage().descriptors < with_client; }));
+  });
+}
+
+TEST_CASE("who spoke in time while the server was held up is answered") {
+  holds([] {
+    // The third write, after the line that it listens and the first reply, takes 600 ms.
+    const Command command{.argv = {SERVER, "--workers", "1", "--idle-timeout", "300ms"},
+                          .environment = {}};
+    ServerProcess server(under_strace(command, {"write:delay_enter=600000:when=3"}));
+    Client client(server.address());
+    Client other(server.address());
+    client.echo("hello");
+    other.send("hello");
+    std::this_thread::sleep_for(100ms);
+    client.send("in time");
+    CHECK(client.receive(7) == "in time");
+    CHECK(other.receive(5) == "hello");
+    CHECK(client.is_closed_within(patience));
   });
 }
 

@@ -1,12 +1,18 @@
 #include "timers.h"
 
-void Timers::add(Timer& timer, Clock::time_point when) {
+// A node of the set, if there is one, is used again: that cannot fail.
+void Timers::put(Timer& timer, Clock::time_point when, Set::node_type node) {
   bool sooner = false;
   {
     const std::lock_guard lock(mutex_);
     if (timer.when_ <= when) return;
-    timers_.erase({timer.when_, &timer});
-    timers_.emplace(when, &timer);
+    if (Set::node_type old = timers_.extract({timer.when_, &timer})) node = std::move(old);
+    if (node) {
+      node.value() = {when, &timer};
+      timers_.insert(std::move(node));
+    } else {
+      timers_.emplace(when, &timer);
+    }
     timer.when_ = when;
     sooner = when < next_.load();
     update_next();
@@ -22,24 +28,23 @@ void Timers::remove(Timer& timer) {
   update_next();
 }
 
-// Fires them unlocked: each may add itself again.
+// Fires them unlocked: what they do may set others.
 void Timers::fire_due() {
-  if (next() == Clock::time_point::max()) return;
+  if (next() == Timer::kNotSet) return;
   const auto now = Clock::now();
   while (next() <= now) {
-    Timer* due = nullptr;
+    Set::node_type due;
     {
       const std::lock_guard lock(mutex_);
       if (timers_.empty() || timers_.begin()->first > now) return;
-      due = timers_.begin()->second;
-      timers_.erase(timers_.begin());
-      due->when_ = Timer::kNotSet;
+      due = timers_.extract(timers_.begin());
+      due.value().second->when_ = Timer::kNotSet;
       update_next();
     }
-    due->fire();
+    Timer& timer = *due.value().second;
+    const auto again = timer.fire();
+    if (again != Timer::kNotSet) put(timer, again, std::move(due));
   }
 }
 
-void Timers::update_next() {
-  next_ = timers_.empty() ? Clock::time_point::max() : timers_.begin()->first;
-}
+void Timers::update_next() { next_ = timers_.empty() ? Timer::kNotSet : timers_.begin()->first; }

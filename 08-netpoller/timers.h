@@ -1,7 +1,7 @@
 // Timers: who is to be woken when. Go: runtime/time.go.
 //
 // Go has a heap of them for each P, so that setting one takes no lock that another
-// processor might hold. Here there is one set, and one lock; it is seldom taken, because
+// processor might hold. Here there is one set, and one lock. It is held for a moment only:
 // a deadline that is put off is not moved in the set (netpoll.h).
 #pragma once
 
@@ -16,15 +16,17 @@ using Clock = std::chrono::steady_clock;
 
 class Timer {
  public:
-  // Called when it is due, by a worker; it is no longer in the set then.
-  virtual void fire() = 0;
+  static constexpr auto kNotSet = Clock::time_point::max();
+
+  // Called when it is due, by a worker; it is no longer in the set then. Returns when it
+  // is to be called again; kNotSet: never, and it may be gone.
+  virtual Clock::time_point fire() = 0;
 
  protected:
   ~Timer() = default;
 
  private:
   friend class Timers;
-  static constexpr auto kNotSet = Clock::time_point::max();
 
   Clock::time_point when_ = kNotSet;  // the set's lock guards it
 };
@@ -37,7 +39,7 @@ class Timers {
 
   // Any thread may call these. A timer that is in the set already is moved if `when` is
   // earlier. One that has been removed may still be about to fire, by another thread.
-  void add(Timer& timer, Clock::time_point when);
+  void add(Timer& timer, Clock::time_point when) { put(timer, when, {}); }
   void remove(Timer& timer);
 
   // When the next is due: at the end of time, if there is none.
@@ -45,10 +47,13 @@ class Timers {
   void fire_due();
 
  private:
+  using Set = std::set<std::pair<Clock::time_point, Timer*>>;
+
+  void put(Timer& timer, Clock::time_point when, Set::node_type node);
   void update_next();
 
   std::mutex mutex_;
-  std::set<std::pair<Clock::time_point, Timer*>> timers_;
-  std::atomic<Clock::time_point> next_{Clock::time_point::max()};
+  Set timers_;
+  std::atomic<Clock::time_point> next_{Timer::kNotSet};
   std::function<void()> sooner_;
 };

@@ -1,8 +1,7 @@
 // WorkerPool: threads that do what may block, and a queue in front of them.
 //
-// Both are bounded, and that is the point: a queue without a bound answers an overload
-// by growing until the memory is gone, and meanwhile every job waits longer than its
-// client does.
+// The threads are bounded, and the queue can be. In 07 that was the point. Here no bound
+// is needed: each job is of a goroutine that is there already, and waits for it.
 #pragma once
 
 #include <condition_variable>
