@@ -441,7 +441,8 @@ def chapter_table(number):
         mine = [name for name in chapters if name.startswith(number)]
         if not mine:
             return None
-        before = chapters[max(0, chapters.index(mine[0]) - 1):chapters.index(mine[0])]
+        place = chapters.index(mine[0])
+        before = chapters[max(0, place - (2 if number == "06" else 1)):place]  # 06 is both
         others = [name for name in ("floor", "Go net") if name in results.servers("closed")]
         return cost_table(results, before + mine + others)
     return make
