@@ -116,6 +116,6 @@ class EventLoop {
   Clock::time_point grace_ends_;
   Clock::time_point last_tick_;
 
-  std::deque<std::weak_ptr<Connection>> line_;  // who found the queue full, and those behind
+  std::deque<std::weak_ptr<Connection>> line_;  // whose job is not yet in the queue
   WorkerPool workers_;  // the last member, so the first to go: its threads use the others
 };

@@ -23,9 +23,9 @@
 // has passed; the other side first says so and then unblocks. And if somebody unblocks
 // between `wait` and `parked`, park() fails, and the goroutine goes on.
 //
-// PollDescs are kept by the descriptor's number, and never freed. An event that comes
-// late, for a number's former owner, is known by its sequence number (Go keeps pollDescs
-// in a list of free ones instead, because a descriptor's number is not known to it early).
+// PollDescs are kept by the descriptor's number, and live as long as the Netpoller (Go
+// takes them from a list of free ones). An event that comes late, for a number's former
+// owner, is known by its sequence number.
 #pragma once
 
 #include <array>
@@ -86,7 +86,7 @@ class PollDesc final : private Timer {
   // between us and the kernel may make reads shorter. If it does he is not trusted again.
   bool drained() const { return left_ == Left::nothing || left_ == Left::nothing_for_long; }
   void set_left(Io status, bool got_less);
-  void doubt(GoroutineList& woken);  // each second, by the poller
+  void doubt(GoroutineList& woken);  // each second, by a timer
   bool watch_write();                // before a write waits; false: it cannot be told
 
  private:

@@ -75,14 +75,14 @@ struct Worker {
 class Scheduler {
  public:
   // `workers` threads run goroutines, one of them is that which calls run(); `blocking`
-  // others do what blocks. Throws StartupError, or std::system_error for want of threads.
+  // others do what blocks. Throws StartupError: no netpoller.
   Scheduler(std::size_t workers, std::size_t blocking);
   ~Scheduler();
 
   // Runs `main`, and all that it starts, until it ends. Others that have not ended by
   // then are dropped, as in Go when main returns; unfinished() says how many. They may
   // run for a moment longer than main: what they refer to must not be main's own. Throws
-  // what main throws.
+  // what main throws; std::system_error for want of threads, or when it cannot poll: a bug.
   void run(Task main);
 
   // Any thread may call these.
