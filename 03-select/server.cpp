@@ -240,6 +240,7 @@ class Server {
   // No one new, but for those in the backlog: they are connected, as far as they know.
   void begin_stop() {
     set_interest(stop_.read_end.get(), kRead, kNone);
+    resume_accepting();  // if it was paused, for the last time
     if (accepting_) accept_ready();
     if (accepting_) set_interest(listener_.get(), kRead, kNone);
     stopping_ = true;

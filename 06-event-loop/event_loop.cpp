@@ -208,6 +208,7 @@ void EventLoop::assert_in_loop_thread() const {
 
 // No one new, but for those in the backlog: they are connected, as far as they know.
 void EventLoop::begin_stop() {
+  resume_accepting();  // if it was paused, for the last time
   if (accepting_) accept_ready();
   if (accepting_) poller_.set_interest(listener_->socket().get(), kRead, kNone);
   stopping_ = true;

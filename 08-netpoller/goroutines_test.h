@@ -22,17 +22,23 @@ inline void run(std::size_t workers, const std::function<Task(Scheduler&)>& body
   ignore_sigpipe();
   std::promise<void> ended;
   std::thread thread([&] {
-    Scheduler scheduler(workers, 2);
-    scheduler.run(body(scheduler));
-    if (scheduler.unfinished() > 0) fail("{} goroutines are left", scheduler.unfinished());
-    ended.set_value();
+    try {
+      Scheduler scheduler(workers, 2);
+      scheduler.run(body(scheduler));
+      if (scheduler.unfinished() > 0) fail("{} goroutines are left", scheduler.unfinished());
+      ended.set_value();
+    } catch (...) {
+      ended.set_exception(std::current_exception());
+    }
   });
-  if (ended.get_future().wait_for(patience) != std::future_status::ready) {
+  std::future<void> end = ended.get_future();
+  if (end.wait_for(patience) != std::future_status::ready) {
     fmt::print("the goroutines have not ended\n");
     (void)std::fflush(stdout);
     std::_Exit(1);
   }
   thread.join();
+  end.get();  // throws what the body has thrown
 }
 
 // A connection of the scheduler's, and the other end, for anybody.

@@ -1,8 +1,5 @@
 #include "net.h"
 
-#include <sys/ioctl.h>
-
-#include <algorithm>
 #include <new>
 
 #include "common/socket/process.h"
@@ -80,9 +77,8 @@ void Conn::set_write_deadline(std::optional<Clock::time_point> when) {
 }
 
 std::size_t Conn::unread() const {
-  int size = 0;
-  if (const PollDesc* desc = hold_.desc()) ::ioctl(desc->fd().get(), FIONREAD, &size);
-  return static_cast<std::size_t>(std::max(0, size));
+  PollDesc* desc = hold_.desc();
+  return desc ? desc->unread(hold_.sequence()) : 0;
 }
 
 Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <memory>
@@ -317,6 +318,39 @@ TEST_CASE("deadlines that another thread keeps changing cost no byte") {
       CHECK(timeouts > 0);
       far.close();
       while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("a write whose deadline passed because nobody looked is finished") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      std::array<int, 2> ends{};
+      if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
+      Fd ours(ends[0]);
+      const Fd far(ends[1]);
+      set_non_blocking(ours);
+      set_non_blocking(far);
+      const int size = 64 * 1024;
+      if (::setsockopt(ours.get(), SOL_SOCKET, SO_SNDBUF, &size, sizeof size) != 0) fail("sndbuf");
+      Conn near(scheduler.netpoller().open(std::move(ours)));
+      near.set_write_deadline(Clock::now() + 50ms);
+      Status written = Status::closed;
+      Event ended;
+      const auto write_more_than_fits = [](Conn& conn, Status& status, Event& done) -> Task {
+        const std::string data(160 * 1024, 'x');
+        status = co_await conn.write_all(data);
+        done.set();
+      };
+      go(write_more_than_fits(near, written, ended));
+      co_await sleep_for(10ms);
+      CHECK_FALSE(ended);
+      // Keeps the only worker until the deadline has passed, and empties the socket meanwhile.
+      std::array<char, 16 * 1024> bytes;
+      const auto start = Clock::now();
+      while (ms_since(start) < 100) (void)read_some(far, bytes);
+      while (!ended) co_await sleep_for(1ms);
+      CHECK(written == Status::ok);
     });
   });
 }

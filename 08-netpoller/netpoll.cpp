@@ -1,5 +1,6 @@
 #include "netpoll.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -80,6 +81,14 @@ void PollDesc::close_descriptor() {
   const Fd last = std::move(fd_);
   netpoller_->unwatch(last.get());
   ++sequence_;
+}
+
+// It cannot be closed meanwhile: that takes the lock too.
+std::size_t PollDesc::unread(std::uint32_t sequence) {
+  const std::lock_guard guard(mutex());
+  int size = 0;
+  if (!closing() && sequence_ == sequence) ::ioctl(fd_.get(), FIONREAD, &size);
+  return static_cast<std::size_t>(std::max(0, size));
 }
 
 // ---- The state machine. Go: netpollblock, netpollblockcommit, netpollunblock.

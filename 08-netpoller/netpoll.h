@@ -80,6 +80,8 @@ class PollDesc final : private Timer {
   void set_deadline(std::uint32_t sequence, Direction direction,
                     std::optional<Clock::time_point> when);
 
+  std::size_t unread(std::uint32_t sequence);  // bytes that the kernel holds for it
+
   // What the last read has left. One that got less than it asked for has taken all (epoll(7)
   // says so), and the next need not be tried before there is news. But after a hang-up
   // there is none; and who is silent although he was trusted is looked at, once: something

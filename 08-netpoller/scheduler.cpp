@@ -155,6 +155,8 @@ Goroutine* Scheduler::find_runnable(Worker& worker) {
       if (Goroutine* goroutine = global_.pop()) return goroutine;
     }
     if (Goroutine* goroutine = worker.queue.pop()) return goroutine;
+    // Whoever is ready goes first: a deadline may have passed because nobody looked.
+    if (timers_.due() && poll_now(worker)) continue;
     timers_.fire_due();
     // In the global queue are those who have had a turn. Before the next one they have to
     // let those go first who have become ready; else they would keep the network out. (In

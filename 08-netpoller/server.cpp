@@ -16,7 +16,6 @@
 #include <cstdlib>
 #include <exception>
 #include <new>
-#include <optional>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -48,15 +47,12 @@ Task work_on(milliseconds work) {
 Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
   Session session(sessions, conn);
   for (;;) {
+    session.waits();
     if (limits.idle_timeout > milliseconds(0))
       conn.set_read_deadline(Clock::now() + limits.idle_timeout);
-    session.waits();
     const Received request = co_await conn.read();
     session.goes_on();
-    if (request.status == Status::timed_out && conn.unread() > 0) {  // he has spoken after all
-      conn.set_read_deadline(std::nullopt);
-      continue;
-    }
+    if (request.status == Status::timed_out && conn.unread() > 0) continue;  // he has spoken
     if (request.status != Status::ok) co_return;
     if (request.bytes.view().starts_with('#')) co_await work_on(limits.work);
     if (limits.idle_timeout > milliseconds(0))
@@ -111,10 +107,14 @@ Task run_server(Listener& listener, Sessions& sessions, Conn& signals, const Lim
   Task accepting = serve(listener, sessions, limits);  // there is memory for it: say so
   announce(listener.socket());
   go(std::move(accepting));
-  (void)co_await signals.read();
-  while (Conn conn = listener.accept_now()) start(std::move(conn), sessions, limits);
-  listener.close();
+  while ((co_await signals.read()).status != Status::ok) co_await sleep_for(kTick);  // no memory
   const auto grace_ends = Clock::now() + kGrace;
+  while (Clock::now() < grace_ends) {
+    Conn conn = listener.accept_now();
+    if (!conn) break;
+    start(std::move(conn), sessions, limits);
+  }
+  listener.close();
   co_await yield();  // whoever accepts ends first: if that was all, nobody is waited for
   while (scheduler.unfinished() > 1 && Clock::now() + kTick < grace_ends) {
     co_await sleep_for(kTick);

@@ -1,5 +1,6 @@
 #include "sessions.h"
 
+#include <optional>
 #include <utility>
 
 Session::Session(Sessions& of, Conn& its) : sessions(of), conn(its) { sessions.add(*this); }
@@ -18,13 +19,19 @@ void Sessions::remove(Session& session) {
 }
 
 // Who is quiet gets a deadline that has passed, and not a close: if he has spoken just
-// now, his bytes are there, and his goroutine finds them (server.cpp).
+// now, his goroutine takes it back, or finds that there are bytes (server.cpp).
 void Sessions::end_the_quiet() {
   const std::lock_guard lock(mutex_);
   for (Session* session = first_; session; session = session->after) {
     if (session->quiet.exchange(true) && session->reading)
       session->conn.set_read_deadline(Clock::time_point::min());
   }
+}
+
+void Sessions::stirs(Session& session) {
+  const std::lock_guard lock(mutex_);
+  session.quiet = false;
+  session.conn.set_read_deadline(std::nullopt);
 }
 
 void Sessions::close_all() {

@@ -7,7 +7,20 @@
 
 #include "net.h"
 
-class Sessions;
+struct Session;
+
+class Sessions {
+ public:
+  void add(Session& session);
+  void remove(Session& session);
+  void end_the_quiet();          // those for whom nothing has happened since the last call
+  void stirs(Session& session);  // something has: what that call did is taken back
+  void close_all();
+
+ private:
+  std::mutex mutex_;
+  Session* first_ = nullptr;
+};
 
 // What must be known of a connection at a stop. It is in the list as long as it is there.
 struct Session {
@@ -16,11 +29,14 @@ struct Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // Said by its goroutine, with each message: so no more order than is needed.
-  void waits() { reading.store(true, std::memory_order_release); }
+  // Said by its goroutine, before and after each read.
+  void waits() {
+    if (quiet) sessions.stirs(*this);
+    reading.store(true, std::memory_order_release);
+  }
   void goes_on() {
     reading.store(false, std::memory_order_release);
-    quiet.store(false, std::memory_order_release);
+    if (quiet) sessions.stirs(*this);
   }
 
   Sessions& sessions;
@@ -29,16 +45,4 @@ struct Session {
   std::atomic<bool> quiet = false;    // nothing has happened since the last look
   Session* before = nullptr;          // in the list
   Session* after = nullptr;
-};
-
-class Sessions {
- public:
-  void add(Session& session);
-  void remove(Session& session);
-  void end_the_quiet();  // those for whom nothing has happened since the last call
-  void close_all();
-
- private:
-  std::mutex mutex_;
-  Session* first_ = nullptr;
 };

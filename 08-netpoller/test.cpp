@@ -286,6 +286,21 @@ TEST_CASE("at SIGTERM blocking work is finished and its reply sent") {
   });
 }
 
+TEST_CASE("at SIGTERM who has had a slow reply may say more for a tick") {
+  holds([] {
+    ServerProcess server(kServer.command.with({"--work", "300ms"}));
+    Client client(server.address());
+    client.echo("hello");
+    client.send("#");
+    CHECK_FALSE(client.hears_within(20ms));
+    server.signal(SIGTERM);
+    CHECK(client.receive(1) == "#");
+    std::this_thread::sleep_for(150ms);
+    client.echo("one more thing");
+    CHECK(client.is_closed_within(1s));
+  });
+}
+
 TEST_CASE("at SIGTERM blocking work that takes too long does not keep the server") {
   holds([] {
     ServerProcess server(kServer.command.with({"--work", "1h"}));

@@ -1,6 +1,6 @@
 #include "worker_pool.h"
 
-#include <system_error>
+#include <exception>
 #include <utility>
 
 WorkerPool::WorkerPool(std::size_t workers, std::size_t queue) : workers_(workers), queue_(queue) {}
@@ -33,7 +33,7 @@ void WorkerPool::start_another() {
   if (threads_.size() == workers_) return;
   try {
     threads_.emplace_back([this] { work(); });
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {
     if (threads_.empty()) throw;
   }
 }
