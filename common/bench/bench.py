@@ -387,8 +387,8 @@ def race_table(results):
         if pairs:
             blocks.append("Ranges of the cost overlap, so these are not ranked: " + "; ".join(pairs) + ".")
     blocks.append(
-        f"Requests, CPU, switches: closed loop. × floor: of the floor's CPU per request in the "
-        "same turn. Latency: open loop, {RATE:,} messages a second in "
+        "Requests, CPU, switches: closed loop. × floor: of the floor's CPU per request in the "
+        f"same turn. Latency: open loop, {RATE:,} messages a second in "
         "all, from when each was due. ≥: the load generator had no more to give. *: it was late "
         f"itself. {results.how()} {results.where()}")
     return "\n\n".join(blocks)
