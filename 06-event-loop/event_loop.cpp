@@ -38,7 +38,7 @@ void EventLoop::serve(Listener listener) {
 void EventLoop::turn() {
   for (const Ready& ready : poller_.wait(timers_.until_next(next_tick_))) handle(ready);
   timers_.run_due();
-  if (Clock::now() >= next_tick_) on_tick();
+  if (next_tick_ != kNever && Clock::now() >= next_tick_) on_tick();
   for (const auto& connection : closed_) connection->socket_.reset();
   closed_.clear();
 }
@@ -135,7 +135,7 @@ bool EventLoop::admit(Fd socket) {
 // a connection closes, or a tick: descriptors can be short in the whole system.
 void EventLoop::pause_accepting(int error) {
   if (may_say_()) log_line("cannot accept: {}; those who are in are served", error_text(error));
-  next_tick_ = Clock::now() + kTick;
+  tick_later();
   poller_.set_interest(listener_->socket().get(), kRead, kNone);
   accepting_ = false;
 }
@@ -143,7 +143,7 @@ void EventLoop::pause_accepting(int error) {
 void EventLoop::resume_accepting() {
   if (accepting_ || stopping_) return;
   accepting_ = poller_.set_interest(listener_->socket().get(), kNone, kRead);
-  if (!accepting_) next_tick_ = Clock::now() + kTick;
+  if (!accepting_) tick_later();
 }
 
 // Every byte puts off the end, so the timer is not set anew for each: it finds out, when
@@ -214,18 +214,15 @@ void EventLoop::begin_stop() {
   stopping_ = true;
   listener_->close();
   grace_ends_ = Clock::now() + kGrace;
-  next_tick_ = Clock::now() + kTick;
+  tick_later();
 }
 
-// The loop's own timer. It takes no memory, for that may be what is short.
+// A look at what no event will tell: whether there are descriptors again, and, when
+// stopping, who can go. A queue that is empty now may have bytes on their way to it; so
+// nobody goes before one whole tick in which nothing happened.
 void EventLoop::on_tick() {
   next_tick_ = kNever;
-  stopping_ ? close_the_quiet() : resume_accepting();
-}
-
-// When stopping, who can go? A queue that is empty now may have bytes on their way to
-// it; so nobody goes before one whole tick in which nothing happened.
-void EventLoop::close_the_quiet() {
+  if (!stopping_) return resume_accepting();
   const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
   for (const auto& entry : connections_) {
     if (!entry) continue;
@@ -235,5 +232,8 @@ void EventLoop::close_the_quiet() {
     if (done || give_up) close(connection);
   }
   last_tick_ = Clock::now();
-  next_tick_ = last_tick_ + kTick;
+  tick_later();
 }
+
+// No entry of timers_: those take memory, and that may be what is short.
+void EventLoop::tick_later() { next_tick_ = Clock::now() + kTick; }

@@ -73,7 +73,7 @@ class EventLoop {
   void woken();
   void begin_stop();
   void on_tick();
-  void close_the_quiet();
+  void tick_later();
 
   const std::thread::id thread_ = std::this_thread::get_id();
   const OnRequest on_request_;

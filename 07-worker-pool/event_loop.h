@@ -86,12 +86,12 @@ class EventLoop {
   void resume_accepting();
   void watch_idle(Connection& connection);
 
-  void post(std::list<Task>& task);
+  void post(std::list<Task>& one);  // takes it out, without memory
   void wake();
   void woken();
   void begin_stop();
   void on_tick();
-  void close_the_quiet();
+  void tick_later();
 
   const std::thread::id thread_ = std::this_thread::get_id();
   const OnRequest on_request_;

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <poll.h>
+#include <sys/socket.h>
 
+#include <array>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -67,6 +70,23 @@ struct Pair {
   Fd far;
 };
 
+// The same, of which the number is known, and whose buffers have one size.
+struct NumberedPair {
+  explicit NumberedPair(Scheduler& scheduler) {
+    std::array<int, 2> ends{};
+    if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
+    Fd ours(ends[0]);
+    far.reset(ends[1]);
+    set_non_blocking(ours);
+    number = ours.get();
+    near = std::make_unique<Conn>(scheduler.netpoller().open(std::move(ours)));
+  }
+
+  std::unique_ptr<Conn> near;
+  Fd far;
+  int number = -1;
+};
+
 // Something that happens once, and can be waited for by threads.
 class Event {
  public:
@@ -79,6 +99,11 @@ class Event {
  private:
   std::atomic<bool> happened_ = false;
 };
+
+inline Task read_into(Conn& conn, Status& status, Event& ended) {
+  status = (co_await conn.read()).status;
+  ended.set();
+}
 
 // Sets a hook, and takes it away at the end.
 class Hook {

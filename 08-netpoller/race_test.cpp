@@ -1,8 +1,6 @@
 // The races, each with its window held open: what must not be lost comes just then.
 #include <fcntl.h>
-#include <sys/socket.h>
 
-#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -16,23 +14,6 @@ namespace {
 
 constexpr Window kUntilParked[] = {Window::after_call, Window::before_recheck,
                                    Window::before_commit};
-
-// The same, of which the number is known.
-struct NumberedPair {
-  explicit NumberedPair(Scheduler& scheduler) {
-    std::array<int, 2> ends{};
-    if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
-    Fd ours(ends[0]);
-    far.reset(ends[1]);
-    set_non_blocking(ours);
-    number = ours.get();
-    near = std::make_unique<Conn>(scheduler.netpoller().open(std::move(ours)));
-  }
-
-  std::unique_ptr<Conn> near;
-  Fd far;
-  int number = -1;
-};
 
 // Reads once, while `then` happens at the window, once. Two workers: one is in the window,
 // the other polls. A wake-up that is lost ends with the deadline of two seconds.

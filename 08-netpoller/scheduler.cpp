@@ -155,12 +155,15 @@ Goroutine* Scheduler::find_runnable(Worker& worker) {
       if (Goroutine* goroutine = global_.pop()) return goroutine;
     }
     if (Goroutine* goroutine = worker.queue.pop()) return goroutine;
-    // Whoever is ready goes first: a deadline may have passed because nobody looked.
-    if (timers_.due() && poll_now(worker)) continue;
-    timers_.fire_due();
-    // In the global queue are those who have had a turn. Before the next one they have to
-    // let those go first who have become ready; else they would keep the network out. (In
-    // Go a thread of its own sees to that, sysmon: there a goroutine may run for long.)
+    if (timers_.due()) {
+      // Whoever is ready goes first: a deadline may have passed because nobody looked.
+      if (poll_now(worker)) continue;
+      timers_.fire_due();
+    }
+    // In the global queue are those who have had a turn, and those whom a thread made ready
+    // that is no worker. Before their next turn they let those go first whom the network has
+    // made ready; else they would keep it out. (In Go a thread of its own sees to that,
+    // sysmon: there a goroutine may run for long.)
     if (global_.size() > 0 && poll_now(worker)) continue;
     if (Goroutine* goroutine = global_.pop()) return goroutine;
     if (Goroutine* goroutine = steal(worker)) return goroutine;

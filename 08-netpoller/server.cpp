@@ -52,7 +52,7 @@ Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
       conn.set_read_deadline(Clock::now() + limits.idle_timeout);
     const Received request = co_await conn.read();
     session.goes_on();
-    if (request.status == Status::timed_out && conn.unread() > 0) continue;  // he has spoken
+    if (request.status == Status::timed_out && conn.unread() > 0) continue;  // he spoke in time
     if (request.status != Status::ok) co_return;
     if (request.bytes.view().starts_with('#')) co_await work_on(limits.work);
     if (limits.idle_timeout > milliseconds(0))
@@ -107,7 +107,8 @@ Task run_server(Listener& listener, Sessions& sessions, Conn& signals, const Lim
   Task accepting = serve(listener, sessions, limits);  // there is memory for it: say so
   announce(listener.socket());
   go(std::move(accepting));
-  while ((co_await signals.read()).status != Status::ok) co_await sleep_for(kTick);  // no memory
+  // A read that fails, for want of memory, is no signal.
+  while ((co_await signals.read()).status != Status::ok) co_await sleep_for(kTick);
   const auto grace_ends = Clock::now() + kGrace;
   while (Clock::now() < grace_ends) {
     Conn conn = listener.accept_now();

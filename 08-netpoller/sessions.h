@@ -14,7 +14,7 @@ class Sessions {
   void add(Session& session);
   void remove(Session& session);
   void end_the_quiet();          // those for whom nothing has happened since the last call
-  void stirs(Session& session);  // something has: what that call did is taken back
+  void stirs(Session& session);  // something has happened: takes back what that call did
   void close_all();
 
  private:

@@ -44,7 +44,7 @@ class Timers {
 
   // When the next is due: at the end of time, if there is none.
   Clock::time_point next() const { return next_.load(); }
-  bool due() const { return next() != Timer::kNotSet && next() <= Clock::now(); }
+  bool due() const { return next() <= Clock::now(); }
   void fire_due();
 
  private:
