@@ -111,7 +111,7 @@ Goroutine* PollDesc::unblock(Direction direction, bool ready) {
   std::uintptr_t old = state(direction);
   for (;;) {
     if (old == kReady || (old == kNil && !ready)) return nullptr;
-    if (state(direction).compare_exchange_weak(old, ready ? kReady : kNil)) {
+    if (state(direction).compare_exchange_weak(old, old == kNil ? kReady : kNil)) {
       // NOLINTNEXTLINE(performance-no-int-to-ptr): it was put there as a number
       return old > kWait ? reinterpret_cast<Goroutine*>(old) : nullptr;
     }
@@ -199,7 +199,6 @@ bool PollOperation::attempt() {
 
 bool PollOperation::try_call() {
   const bool woken = std::exchange(parked_, false);
-  if (woken) desc_->reset(direction_);
   bool skip = !woken && may_skip_call();
   for (;;) {
     if (status_ = refusal(); status_ != Status::ok) break;

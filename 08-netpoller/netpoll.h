@@ -11,14 +11,15 @@
 //     nil   -> wait     block(): the system call said "not now"
 //     ready -> nil      block(): something came meanwhile: call again
 //     wait  -> parked   park(): once the goroutine is suspended
-//     any   -> nil      reset(): the waiter, when he has been woken, or does not want to park
-//     any   -> ready    unblock(true): the poller; wakes who is parked
-//     wait, parked -> nil   unblock(false): a deadline, or close; wakes who is parked
+//     wait  -> nil      reset(): the waiter does not want to park after all
+//     nil   -> ready    unblock(true): the poller
+//     wait, parked -> nil   unblock(): the poller, a deadline, close; wakes who is parked
 //
-// No wake-up is lost, because each side first writes and then looks. Who is woken resets
-// and then calls: what is reported after the reset leaves `ready`, what was reported
-// before it is there for the call. (Go resets before each operation. Here what is stale
-// costs one call more, when it is in the way: block() takes it, and it is tried again.)
+// No wake-up is lost, because each side first writes and then looks. Who is woken calls
+// again: what was reported before is there for the call, and what is reported from then on
+// leaves `ready`. (In Go the poller always leaves `ready`, and each operation resets it
+// first. Here what is stale costs one call more, when it is in the way: block() takes it,
+// and it is tried again.)
 // The waiter says `wait` and then looks whether the descriptor is closed or the deadline
 // has passed; the other side first says so and then unblocks. And if somebody unblocks
 // between `wait` and `parked`, park() fails, and the goroutine goes on.
@@ -64,7 +65,7 @@ class PollDesc final : private Timer {
 
   // The state machine above.
   void reset(Direction direction) { state(direction) = kNil; }
-  bool block(Direction direction);                       // true: something came meanwhile
+  bool block(Direction direction);                       // true: something has come: call again
   bool park(Direction direction, Goroutine& goroutine);  // false: likewise
   Goroutine* unblock(Direction direction, bool ready);   // who is to be woken, if anybody
 

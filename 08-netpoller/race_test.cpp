@@ -1,5 +1,6 @@
 // The races, each with its window held open: what must not be lost comes just then.
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <functional>
@@ -42,6 +43,43 @@ void and_reported(const std::function<void()>& action) {
 }
 
 }  // namespace
+
+TEST_CASE("each transition of the state machine") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      const Pipe silent = make_pipe();  // nobody writes, so there is no news but ours
+      Hold hold(scheduler.netpoller().open(Fd(::dup(silent.read_end.get()))));
+      PollDesc& desc = *hold.desc();
+      Goroutine waiter;
+      const auto wait = [&] { return !desc.block(Direction::read); };
+      const auto park = [&] { return desc.park(Direction::read, waiter); };
+      const auto news = [&] { return desc.unblock(Direction::read, true); };
+      const auto deadline = [&] { return desc.unblock(Direction::read, false); };
+
+      CHECK(deadline() == nullptr);  // nil: a deadline leaves nothing behind
+      CHECK((wait() && park()));
+      CHECK(news() == &waiter);  // parked to nil: woken
+      CHECK(news() == nullptr);  // nil to ready: not again, but kept
+      CHECK(news() == nullptr);  // ready stays
+      CHECK(deadline() == nullptr);
+      CHECK(!wait());             // ready to nil: call again
+      CHECK((wait() && park()));  // and that was all
+      CHECK(deadline() == &waiter);
+      CHECK(wait());             // nothing is left of it
+      CHECK(news() == nullptr);  // wait to nil: told
+      CHECK(!park());
+      CHECK(wait());
+      CHECK(deadline() == nullptr);
+      CHECK(!park());
+      CHECK(wait());
+      desc.reset(Direction::read);  // wait to nil: it does not park
+      CHECK(!park());
+      CHECK(news() == nullptr);  // kept, since nobody waits
+      CHECK(!wait());
+      co_return;
+    });
+  });
+}
 
 TEST_CASE("what is reported before the reader has parked is not lost") {
   holds([] {
@@ -110,6 +148,24 @@ TEST_CASE("a read that its deadline ended leaves what has come to the next") {
       sender.join();
       pair.near->set_read_deadline(Clock::now() + 500ms);  // before it would be doubted
       CHECK((co_await pair.near->read()).bytes.view() == "b");
+    });
+  });
+}
+
+TEST_CASE("a read that its deadline ended before it parked does not take the next one's news") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      Pair pair(scheduler);
+      co_await sleep_for(5ms);  // until what the registration reports has been reported
+      std::atomic<int> calls = 0;
+      const Hook hook(Window::after_call, [&] {
+        const int call = ++calls;
+        if (call == 1) pair.near->set_read_deadline(Clock::time_point::min());
+        if (call == 2) and_reported([&] { pair.send("!"); });
+      });
+      CHECK((co_await pair.near->read()).status == Status::timed_out);
+      pair.near->set_read_deadline(Clock::now() + 2s);
+      CHECK((co_await pair.near->read()).status == Status::ok);
     });
   });
 }

@@ -71,7 +71,7 @@ class RunQueue {
     if (size_ == 0) return nullptr;
     const std::lock_guard lock(mutex_);
     Goroutine* goroutine = list_.pop();
-    size_ = list_.size();
+    size_.store(list_.size(), std::memory_order_release);  // nobody waits for less
     list_.prefetch();
     return goroutine;
   }

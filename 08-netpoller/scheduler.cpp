@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kBudget = 2;               // operations that may be done at once, one after another
 constexpr std::uint32_t kFairness = 61;  // turns after which the global queue comes first, as in Go
+constexpr std::size_t kManyWoken = 64;   // by one poll: then another worker helps
 constexpr std::chrono::milliseconds kWatch{10};  // how long a worker may neither poll nor be helped
 
 thread_local Worker* current = nullptr;
@@ -212,7 +213,7 @@ bool Scheduler::poll_now(Worker& worker) {
   GoroutineList woken = netpoller_->poll(Clock::time_point::min());
   worker.queue.push(woken);
   polling_ = false;
-  if (woken.size() > 1) wake_one();
+  if (woken.size() > kManyWoken) wake_one();
   return woken.size() > 0;
 }
 
@@ -250,7 +251,7 @@ void Scheduler::block_in_poll(Worker& worker, bool stay) {
   worker.queue.push(woken);
   polling_ = false;
   --idle_;
-  if (woken.size() > 1) wake_one();
+  if (woken.size() > kManyWoken) wake_one();
 }
 
 // Who has slept longest keeps an eye open. If all others are busy and nobody has polled
