@@ -2,11 +2,41 @@
 
 #include <fmt/core.h>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 
 #include "common/testing/battery.h"
+
+namespace {
+
+// As long as it is there, this thread and the processes that it starts have one processor
+// between them. To wake a client on another one may cost more than the message, and it is
+// chance who is where. Source: sched_setaffinity(2); elsewhere it stays chance.
+class OneProcessor {
+ public:
+#ifdef __linux__
+  OneProcessor() {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(static_cast<std::size_t>(sched_getcpu()), &one);
+    if (sched_getaffinity(0, sizeof before_, &before_) == 0)
+      (void)sched_setaffinity(0, sizeof one, &one);
+  }
+  OneProcessor(const OneProcessor&) = delete;
+  OneProcessor& operator=(const OneProcessor&) = delete;
+  ~OneProcessor() { (void)sched_setaffinity(0, sizeof before_, &before_); }
+
+ private:
+  cpu_set_t before_{};
+#endif
+};
+
+}  // namespace
 
 double cpu_per_message(const ServerProcess& server, Swarm& swarm, int rounds) {
   const auto before = server.usage().cpu;
@@ -25,6 +55,7 @@ double median(std::vector<double> values) {
 Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idle,
                        std::size_t messages, int pairs) {
   Swarm::need_descriptors(2 * busy + idle);
+  const OneProcessor one_processor;
   ServerProcess quiet(command);
   ServerProcess crowded(command);
   Swarm crowd(crowded.address(), idle, battery::seed());
