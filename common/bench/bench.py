@@ -7,9 +7,10 @@ usage: bench.py [--repeats N] [--only NAME] [--out FOLDER] [--keep]   measure, t
        bench.py --peers                                        who else could take part
 
 Measuring runs build/common/measure a thousand times and more, each for half a second, in
-turns: each server once with each setting, then all of them again. So the machine's drift
-hits all alike, and each figure has a median and a range. Every run is a line of FOLDER/runs.csv, where FOLDER is
-build/bench unless told otherwise, or build/bench-NAME.
+turns: each server once with each setting, then all of them again (what is not a cost, in
+each third turn only). So the machine's drift hits all alike, and each figure has a median
+and a range. Every run is a line of FOLDER/runs.csv, where FOLDER is build/bench unless
+told otherwise, or build/bench-NAME.
 
 Reporting writes charts to common/bench/charts/ (if gnuplot is installed) and replaces
 what stands between <!-- bench:NAME --> and <!-- /bench --> in the READMEs; with --keep
@@ -189,39 +190,39 @@ def measure_all(out, repeats, only):
     if not todo:
         sys.exit("bench.py: nothing to measure: is everything built, and --only spelt right?")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "machine.json").write_text(json.dumps(machine(repeats), indent=1) + "\n")
-    terminal, start, done, full = sys.stderr.isatty(), time.monotonic(), 0, {}
+    (out / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
+    # Costs are compared closely, and so taken in every turn; the rest in each third.
+    turns = [(repeat, *s) for repeat in range(repeats) for s in todo if s[0] == "closed" or repeat % 3 == 0]
+    terminal, start, full = sys.stderr.isatty(), time.monotonic(), {}
     with open(out / "runs.csv", "w", newline="") as file:
         writer = None
-        for repeat in range(repeats):
-            for experiment, name, flags, server_flags in todo:
-                done += 1
-                # A server that did not hold so many does not hold more either.
-                if flags["clients"] > full.get(name, flags["clients"]):
-                    continue
-                if terminal:
-                    left = (time.monotonic() - start) / done * (len(todo) * repeats - done)
-                    print(f"\r\033[K{done}/{len(todo) * repeats}, about {left / 60:.0f} min to go: "
-                          f"{experiment}, {name}, {flags}", end="", file=sys.stderr, flush=True)
-                plan = {"warmup": "300ms", "duration": "500ms"} | flags
-                result, problem = measure(commands[name] + server_flags, plan)
-                if result is None:
-                    print(f"\n{experiment}, {name}, {flags}: {problem}", file=sys.stderr)
-                    continue
-                if result["held"] < flags["clients"]:
-                    full[name] = flags["clients"]
-                row = {"experiment": experiment, "server": name, "repeat": repeat} | result
-                if writer is None:
-                    writer = csv.DictWriter(file, row)
-                    writer.writeheader()
-                writer.writerow(row)
-                file.flush()
+        for done, (repeat, experiment, name, flags, server_flags) in enumerate(turns, 1):
+            # A server that did not hold so many does not hold more either.
+            if flags["clients"] > full.get(name, flags["clients"]):
+                continue
+            if terminal:
+                left = (time.monotonic() - start) / done * (len(turns) - done)
+                print(f"\r\033[K{done}/{len(turns)}, about {left / 60:.0f} min to go: "
+                      f"{experiment}, {name}, {flags}", end="", file=sys.stderr, flush=True)
+            plan = {"warmup": "300ms", "duration": "500ms"} | flags
+            result, problem = measure(commands[name] + server_flags, plan)
+            if result is None:
+                print(f"\n{experiment}, {name}, {flags}: {problem}", file=sys.stderr)
+                continue
+            if result["held"] < flags["clients"]:
+                full[name] = flags["clients"]
+            row = {"experiment": experiment, "server": name, "repeat": repeat} | result
+            if writer is None:
+                writer = csv.DictWriter(file, row)
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
     if terminal:
         print("\r\033[K", end="", file=sys.stderr)
-    print(f"{done} runs in {(time.monotonic() - start) / 60:.0f} min: {out}/runs.csv")
+    print(f"{len(turns)} runs in {(time.monotonic() - start) / 60:.0f} min: {out}/runs.csv")
 
 
-def machine(repeats):
+def machine():
     model = platform.processor() or platform.machine()
     try:
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
@@ -234,7 +235,6 @@ def machine(repeats):
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "date": datetime.date.today().isoformat(),
-        "repeats": repeats,
         "versions": versions(servers()),
     }
 
@@ -278,8 +278,11 @@ class Results:
             text += f" Other programs used {self.others():.1f} cores meanwhile."
         return text
 
-    def how(self):
-        n = self.machine["repeats"]
+    def turns(self, experiment):
+        return max((len(rows) for key, rows in self.runs.items() if key[0] == experiment), default=0)
+
+    def how(self, experiment):
+        n = self.turns(experiment)
         return f"Medians of {n} runs taken in turns, lowest to highest in brackets." if n > 1 else "One run."
 
 
@@ -390,7 +393,7 @@ def race_table(results):
         "Requests, CPU, switches: closed loop. × floor: of the floor's CPU per request in the "
         f"same turn. Latency: open loop, {RATE:,} messages a second in "
         "all, from when each was due. ≥: the load generator had no more to give. *: it was late "
-        f"itself. {results.how()} {results.where()}")
+        f"itself. {results.how('closed')} (Latency: of {results.turns('open')}.) {results.where()}")
     return "\n\n".join(blocks)
 
 
@@ -405,7 +408,7 @@ def cost_table(results, names):
              for name in names]
     return (table(["CPU µs/request"] + [f"{size:,} connections" for size in SIZES] +
                   ["switches/request", "KiB/connection"], lines)
-            + f"\n\nMedians of {results.machine['repeats']}. ×: of the floor's cost in the same turn. "
+            + f"\n\nMedians of {results.turns('closed')}. ×: of the floor's cost in the same turn. "
             + results.where())
 
 
@@ -431,7 +434,7 @@ def summary_table(results):
     header += ["× floor, 10,000", "p99 ms, 1,000", "threads", "switches/request", "KiB/connection"]
     late = " *: the load generator was late itself." if any("*" in line[7] for line in lines) else ""
     return (table(header, lines, words=2) + f"\n\nWith 100, 1,000 and 10,000 connections; p99 at {RATE:,} "
-            f"messages a second.{late} Medians of {results.machine['repeats']}. {results.where()}")
+            f"messages a second.{late} Medians of {results.turns('closed')} (p99: of {results.turns('open')}). {results.where()}")
 
 
 def chapter_table(number):
@@ -454,7 +457,7 @@ def system_table(results):
              for name in results.servers("closed")
              for rows in [results.get("closed", name, SIZES[1]) or largest(results, name)]]
     return (table(["server", "system share of its CPU time", "CPU µs/request"], lines)
-            + f"\n\n1,000 connections, or as many as it holds. {results.how()} {results.where()}")
+            + f"\n\n1,000 connections, or as many as it holds. {results.how('closed')} {results.where()}")
 
 
 def idle_table(results):
@@ -462,7 +465,7 @@ def idle_table(results):
     lines = [[f"{idle:,}"] + [three(results.get("idle", name, 10, idle=idle), "cpu_us", 1) for name in names]
              for idle in IDLE]
     return (table(["idle connections"] + [f"{name}, CPU µs/request" for name in names], lines)
-            + f"\n\nTen connections send, each one message at a time. {results.how()} {results.where()}")
+            + f"\n\nTen connections send, each one message at a time. {results.how('idle')} {results.where()}")
 
 
 def rate_table(results):
@@ -476,7 +479,7 @@ def rate_table(results):
              for rate in RATES]
     return (table(["messages/s"] + [f"{label(results, name)}, p99 ms" for name in names], lines)
             + "\n\n1,000 connections, open loop, from when each message was due. *: the load "
-            f"generator was late itself. {results.how()} {results.where()}")
+            f"generator was late itself. {results.how('rate')} {results.where()}")
 
 
 def memory_table(results):
@@ -496,7 +499,7 @@ def slow_table(results):
             lines.append([name, str(slow)] + [three(rows, f, 1, 1e-3) for f in ("p50_us", "p99_us", "max_us")])
     return (table(["server", "slow clients", "p50 ms", "p99 ms", "max ms"], lines)
             + "\n\nWhat 100 quick clients wait, 2,000 messages a second in all, beside a client "
-            f"whose requests take 300 ms each. {results.how()} {results.where()}")
+            f"whose requests take 300 ms each. {results.how('slow')} {results.where()}")
 
 
 TABLES = {"summary": ("closed", summary_table), "race": ("closed", race_table), "system": ("closed", system_table),
@@ -709,7 +712,7 @@ def agree(one, other):
 def main():
     parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1].split("\n\nMeasuring")[0],
                                      allow_abbrev=False)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", choices=("closed", "open", "rate", "idle", "memory", "slow"))
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--report", action="store_true")

@@ -32,7 +32,7 @@ class BenchTest(unittest.TestCase):
         folder.mkdir()
         (folder / "machine.json").write_text(json.dumps(
             {"processor": "Z80", "cores": 2, "system": "CP/M 2.2", "date": "2026-11-05",
-             "repeats": 3, "versions": {"Go net": "go1.0"}}))
+             "versions": {"Go net": "go1.0"}}))
         with open(folder / "runs.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, {k: 0 for row in rows for k in row})
             writer.writeheader()
