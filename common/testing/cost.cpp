@@ -19,18 +19,24 @@ namespace {
 // chance who is where. Source: sched_setaffinity(2); elsewhere it stays chance.
 class OneProcessor {
  public:
-#ifdef __linux__
   OneProcessor() {
+#ifdef __linux__
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(static_cast<std::size_t>(sched_getcpu()), &one);
     if (sched_getaffinity(0, sizeof before_, &before_) == 0)
       (void)sched_setaffinity(0, sizeof one, &one);
+#endif
   }
   OneProcessor(const OneProcessor&) = delete;
   OneProcessor& operator=(const OneProcessor&) = delete;
-  ~OneProcessor() { (void)sched_setaffinity(0, sizeof before_, &before_); }
+  ~OneProcessor() {
+#ifdef __linux__
+    (void)sched_setaffinity(0, sizeof before_, &before_);
+#endif
+  }
 
+#ifdef __linux__
  private:
   cpu_set_t before_{};
 #endif
