@@ -13,6 +13,7 @@ constexpr int kBudget = 2;               // operations that may be done at once,
 constexpr std::uint32_t kFairness = 61;  // turns after which the global queue comes first, as in Go
 constexpr std::size_t kManyWoken = 64;   // by one poll: then another worker helps
 constexpr std::chrono::milliseconds kWatch{10};  // how long a worker may neither poll nor be helped
+constexpr int kQuietLooks = 10;  // after which nobody looks until the poll has ended
 
 thread_local Worker* current = nullptr;
 
@@ -210,11 +211,19 @@ bool Scheduler::has_work() const {
 bool Scheduler::poll_now(Worker& worker) {
   if (polling_.exchange(true)) return false;
   ++polls_;
-  GoroutineList woken = netpoller_->poll(Clock::time_point::min());
+  const GoroutineList woken = netpoller_->poll(Clock::time_point::min());
+  end_poll(worker, woken);
+  return woken.size() > 0;
+}
+
+void Scheduler::end_poll(Worker& worker, GoroutineList woken) {
   worker.queue.push(woken);
   polling_ = false;
+  if (unwatched_) {
+    const std::lock_guard lock(mutex_);
+    watch();
+  }
   if (woken.size() > kManyWoken) wake_one();
-  return woken.size() > 0;
 }
 
 // First it says that it is idle, then it drops out of the search, and then it looks once
@@ -248,28 +257,41 @@ void Scheduler::block_in_poll(Worker& worker, bool stay) {
     woken = netpoller_->poll(timers_.next());
     HOOK(after_block);
   }
-  worker.queue.push(woken);
-  polling_ = false;
   --idle_;
-  if (woken.size() > kManyWoken) wake_one();
+  end_poll(worker, woken);
 }
 
 // Who has slept longest keeps an eye open. If all others are busy and nobody has polled
 // for a while, one of them is stuck in a goroutine that takes its time; and he takes over.
+// If somebody has been in the poll for long, he need not look until that one comes out.
 void Scheduler::sleep(Worker& worker, bool stay) {
   HOOK(before_sleep);
   std::unique_lock lock(mutex_);
+  std::uint64_t polls = polls_;
+  int quiet_looks = 0;
   while (stay && !worker.woken && !stopping_) {
-    if (sleepers_.front() != &worker) {
+    if (sleepers_.front() != &worker || unwatched_) {
       worker.wake.wait(lock);
     } else if (worker.wake.wait_for(lock, kWatch) == std::cv_status::timeout) {
+      quiet_looks = polls == polls_ ? quiet_looks + 1 : 0;
+      polls = polls_;
+      if (quiet_looks >= kQuietLooks) {
+        unwatched_ = true;
+        HOOK(after_unwatched);
+      }
       stay = polling_ && !has_work();
     }
   }
   if (worker.woken) return;  // it was taken off the list, and counted as a searcher
   std::erase(sleepers_, &worker);
-  if (!sleepers_.empty()) sleepers_.front()->wake.notify_one();
+  watch();
   --idle_;
+}
+
+// Has the first of those who sleep look up again from time to time.
+void Scheduler::watch() {
+  unwatched_ = false;
+  if (!sleepers_.empty()) sleepers_.front()->wake.notify_one();
 }
 
 // Has somebody look for work, unless somebody does.

@@ -110,7 +110,9 @@ class Scheduler {
   void stop_spinning(Worker& worker);
   void idle(Worker& worker);
   void block_in_poll(Worker& worker, bool stay);
+  void end_poll(Worker& worker, GoroutineList woken);
   void sleep(Worker& worker, bool stay);
+  void watch();
   bool has_work() const;
   void wake_one();
   void stop();
@@ -127,8 +129,9 @@ class Scheduler {
 
   std::atomic<int> idle_ = 0;      // workers that sleep or block in the poll
   std::atomic<int> spinning_ = 0;  // workers that look for work
-  std::mutex mutex_;               // of sleepers_, and of going to sleep
+  std::mutex mutex_;               // of sleepers_, of watch(), and of going to sleep
   std::vector<Worker*> sleepers_;
+  std::atomic<bool> unwatched_ = false;  // no sleeper looks up: the poll has not ended for long
   std::atomic<std::uint64_t> polls_ = 0;
   std::atomic<std::uint64_t> steals_ = 0;
   WorkerPool pool_;  // the last member, so the first to go: its threads use the others

@@ -19,6 +19,34 @@ Task start_another(const Event& end) {
   co_return;
 }
 
+// Both workers have nothing to do: one polls, one sleeps. At `start` the poll returns one
+// goroutine, which takes its time; nobody polls now, unless the sleeper sees it.
+void compute_when(const std::function<void(const std::function<void()>& start)>& when) {
+  run(2, [&](Scheduler& scheduler) -> Task {
+    const Pair first(scheduler);
+    const Pair second(scheduler);
+    Event computes;
+    Event second_has_read;
+    const auto compute = [&]() -> Task {
+      (void)co_await first.near->read();
+      computes.set();
+      second.send("!");
+      CHECK(second_has_read.wait(2s));
+    };
+    Status status = Status::closed;
+    go(compute());
+    go(read_into(*second.near, status, second_has_read));
+    co_await blocking([&] {
+      when([&] {
+        first.send("!");
+        (void)computes.wait(50ms);  // unless the poller waits for whoever has called
+      });
+      CHECK(second_has_read.wait());
+    });
+    while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+  });
+}
+
 }  // namespace
 
 TEST_CASE("goroutines that start each other hold up neither timers nor the network") {
@@ -133,29 +161,33 @@ TEST_CASE("goroutines that compute and yield do not keep the network out") {
 
 TEST_CASE("a goroutine that computes for long does not keep the others when a worker is free") {
   holds([] {
-    run(2, [](Scheduler& scheduler) -> Task {
-      // Both workers have nothing to do: one polls, one sleeps. The poll returns one
-      // goroutine, which takes its time; nobody polls now, unless the sleeper sees it.
-      const Pair first(scheduler);
-      const Pair second(scheduler);
-      Event second_has_read;
-      const auto compute = [&]() -> Task {
-        (void)co_await first.near->read();
-        second.send("!");
-        const auto start = Clock::now();
-        while (!second_has_read && ms_since(start) < 2000) {
-        }
-        CHECK(second_has_read);
-      };
-      Status status = Status::closed;
-      go(compute());
-      go(read_into(*second.near, status, second_has_read));
-      co_await blocking([&] {
-        std::this_thread::sleep_for(30ms);
-        first.send("!");
-        CHECK(second_has_read.wait());
+    compute_when([](const auto& start) {
+      std::this_thread::sleep_for(30ms);
+      start();
+    });
+  });
+}
+
+TEST_CASE("nor does it after a pause in which nobody has looked") {
+  holds([] {
+    compute_when([](const auto& start) {
+      std::this_thread::sleep_for(300ms);
+      start();
+    });
+  });
+}
+
+TEST_CASE("nor does it when the pause ends as the sleeper has looked for the last time") {
+  holds([] {
+    compute_when([](const auto& start) {
+      std::atomic<bool> once = false;
+      Event started;
+      const Hook hook(Window::after_unwatched, [&] {
+        if (once.exchange(true)) return;
+        start();
+        started.set();
       });
-      while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+      CHECK(started.wait());
     });
   });
 }

@@ -381,6 +381,20 @@ TEST_CASE("who spoke in time while the server was held up is answered") {
   });
 }
 
+TEST_CASE("an idle server sleeps") {
+  holds([] {
+    ServerProcess server(kServer.command.with({"--workers", "2"}));
+    Client(server.address()).echo("hello");
+    std::this_thread::sleep_for(500ms);
+    const std::size_t before = server.context_switches();
+    if (before == 0) skip("/proc does not say how often a process was woken");
+    std::this_thread::sleep_for(1s);
+    const std::size_t switches = server.context_switches() - before;
+    CAPTURE(switches);
+    CHECK(switches < 50);  // two workers that look up every 10 ms: 100 and more
+  });
+}
+
 TEST_CASE("a duration needs its unit") {
   holds([] {
     for (const char* flag : {"--idle-timeout", "--work"}) {
