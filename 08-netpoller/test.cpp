@@ -391,7 +391,7 @@ TEST_CASE("an idle server sleeps") {
     std::this_thread::sleep_for(1s);
     const std::size_t switches = server.context_switches() - before;
     CAPTURE(switches);
-    CHECK(switches < 50);  // two workers that look up every 10 ms: 100 and more
+    CHECK(switches < 50);  // a sleeper that looks up every 10 ms: 100
   });
 }
 

@@ -157,8 +157,7 @@ void slow_handler(const Subject& subject) {
   const std::vector<double> delays = delays_beside_a_slow_request(subject);
   const double p99 = delays[delays.size() * 99 / 100];
   // The delays count from the slow request, which had a head start of 10 ms.
-  if (p99 >= 10 + (kSanitized ? 100 : 20))
-    fail("beside a request of 300 ms, quick ones take {:.1f} ms (p99)", p99 - 10);
+  if (p99 >= 30) fail("beside a request of 300 ms, quick ones take {:.1f} ms (p99)", p99 - 10);
 }
 
 void order(const Subject& subject) {
