@@ -127,11 +127,12 @@ bool Yield::commit(Goroutine& goroutine) {
 bool BlockingCall::commit(Goroutine& goroutine) {
   Scheduler& scheduler = this_worker()->scheduler;
   try {
-    return scheduler.pool().try_submit([this, &goroutine, &scheduler] {
+    scheduler.pool().submit([this, &goroutine, &scheduler] {
       call();
       done_ = true;
       scheduler.ready(goroutine);
     });
+    return true;
   } catch (...) {  // there are no threads, or no memory
     no_thread_ = std::current_exception();
     done_ = true;

@@ -1,7 +1,6 @@
 #include "scheduler.h"
 
 #include <algorithm>
-#include <new>
 #include <utility>
 
 #include "hooks.h"
@@ -50,7 +49,7 @@ Scheduler::Scheduler(std::size_t workers, std::size_t blocking)
         if (polling_) netpoller_->break_poll();
       }),
       netpoller_(std::make_unique<Netpoller>(*this)),
-      pool_(blocking, std::numeric_limits<std::size_t>::max()) {
+      pool_(blocking) {
   for (std::size_t i = 0; i < workers; ++i) workers_.push_back(std::make_unique<Worker>(*this, i));
   sleepers_.reserve(workers);  // going to sleep takes no memory
 }
@@ -323,30 +322,4 @@ void Scheduler::stop() {
   const std::lock_guard lock(mutex_);
   for (Worker* worker : sleepers_) worker->wake.notify_one();
   netpoller_->break_poll();
-}
-
-std::string Scheduler::trace() {
-  std::string queues;
-  std::size_t queued = global_.size();
-  std::size_t running = 0;
-  for (const auto& worker : workers_) {
-    queued += worker->queue.size();
-    running += worker->busy ? 1 : 0;
-    queues += fmt::format(" {}", worker->queue.size());
-  }
-  const std::size_t all = goroutines_;
-  const std::size_t parked = all - std::min(all, queued + running);
-  return fmt::format(
-      "SCHED workers={} running={} idle={} inpoll={} spinning={} global={} queues=[{} ] parked={} "
-      "polls={} steals={} breaks={}",
-      workers_.size(), running, idle_.load(), polling_ ? 1 : 0, spinning_.load(), global_.size(),
-      queues, parked, polls_.load(), steals_.load(), netpoller_->breaks());
-}
-
-Clock::time_point SchedTrace::fire() {
-  try {
-    log_line("{}", scheduler_.trace());
-  } catch (const std::bad_alloc&) {  // no memory for a line: there is none
-  }
-  return Clock::now() + period_;
 }

@@ -13,7 +13,6 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -96,8 +95,7 @@ class Scheduler {
   WorkerPool& pool() { return pool_; }
   std::size_t unfinished() const { return goroutines_; }
 
-  // A line as of GODEBUG=schedtrace.
-  std::string trace();
+  std::string trace();  // a line as of GODEBUG=schedtrace (schedtrace.cpp)
 
  private:
   void work(Worker& worker);
@@ -135,23 +133,6 @@ class Scheduler {
   std::atomic<std::uint64_t> polls_ = 0;
   std::atomic<std::uint64_t> steals_ = 0;
   WorkerPool pool_;  // the last member, so the first to go: its threads use the others
-};
-
-// --schedtrace: a line on stderr every `period`, after GODEBUG=schedtrace. Zero: none. A
-// timer that sets itself again; a goroutine would have to be ended.
-class SchedTrace : private Timer {
- public:
-  SchedTrace(Scheduler& scheduler, std::chrono::milliseconds period)
-      : scheduler_(scheduler), period_(period) {
-    if (period_.count() > 0) scheduler_.timers().add(*this, Clock::now() + period_);
-  }
-  ~SchedTrace() { scheduler_.timers().remove(*this); }
-
- private:
-  Clock::time_point fire() override;
-
-  Scheduler& scheduler_;
-  const std::chrono::milliseconds period_;
 };
 
 // The worker whose thread this is, or none. Not inlined: a coroutine may go on in another

@@ -23,6 +23,7 @@
 #include "common/socket/options.h"
 #include "common/socket/process.h"
 #include "net.h"
+#include "schedtrace.h"
 #include "scheduler.h"
 #include "sessions.h"
 

@@ -3,29 +3,23 @@
 #include <exception>
 #include <utility>
 
-WorkerPool::WorkerPool(std::size_t workers, std::size_t queue) : workers_(workers), queue_(queue) {}
-
-WorkerPool::~WorkerPool() { stop(); }
-
-bool WorkerPool::full() const {
-  const std::lock_guard lock(mutex_);
-  return jobs_.size() >= queue_;
-}
-
-std::size_t WorkerPool::unfinished() const {
-  const std::lock_guard lock(mutex_);
-  return jobs_.size() + running_;
-}
-
-bool WorkerPool::try_submit(Job job) {
+WorkerPool::~WorkerPool() {
   {
     const std::lock_guard lock(mutex_);
-    if (jobs_.size() >= queue_) return false;
+    stopping_ = true;
+    jobs_.clear();
+  }
+  changed_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void WorkerPool::submit(Job job) {
+  {
+    const std::lock_guard lock(mutex_);
     if (jobs_.size() + running_ >= threads_.size()) start_another();
     jobs_.push_back(std::move(job));
   }
   changed_.notify_one();
-  return true;
 }
 
 // If it cannot be had, those that are there have to do.
@@ -54,14 +48,4 @@ void WorkerPool::work() {
     lock.lock();
     --running_;
   }
-}
-
-void WorkerPool::stop() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-    jobs_.clear();
-  }
-  changed_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
 }
