@@ -103,7 +103,7 @@ class Listener {
   Listener(Scheduler& scheduler, const Endpoint& endpoint);
 
   Accept accept() const;           // co_await accept(): an AcceptResult
-  Conn accept_now() const;         // one that waits in the backlog; empty: none does
+  Conn accept_now() const;         // one from the backlog; empty: there is none to be had
   void close() { hold_.close(); }  // any thread; releases all who accept
   void set_deadline(std::optional<Clock::time_point> when);
   const Fd& socket() const { return hold_.desc()->fd(); }  // until it is closed

@@ -83,7 +83,7 @@ void PollDesc::close_descriptor() {
   ++sequence_;
 }
 
-// It cannot be closed meanwhile: that takes the lock too.
+// It cannot be closed meanwhile: that takes the mutex too.
 std::size_t PollDesc::unread(std::uint32_t sequence) {
   const std::lock_guard guard(mutex());
   int size = 0;

@@ -179,7 +179,7 @@ class Netpoller final : private Timer {
   explicit Netpoller(Scheduler& scheduler);
   ~Netpoller();
 
-  // Watches the descriptor, which must not block, from now on and for both directions.
+  // Watches the descriptor, which must not block, from now on.
   // Its PollDesc owns it. Nothing: the system has no room for it, and it is closed.
   PollDesc* open(Fd fd);
 

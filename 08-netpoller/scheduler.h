@@ -81,7 +81,8 @@ class Scheduler {
   // Runs `main`, and all that it starts, until it ends. Others that have not ended by
   // then are dropped, as in Go when main returns; unfinished() says how many. They may
   // run for a moment longer than main: what they refer to must not be main's own. Throws
-  // what main throws; std::system_error for want of threads, or when it cannot poll: a bug.
+  // what main throws; std::system_error for want of threads. (A poll that fails is a bug, and
+  // ends the program.)
   void run(Task main);
 
   // Any thread may call these.

@@ -1,4 +1,5 @@
-// Sessions: the connections of a server, so that it can end without losing a byte.
+// Sessions: the connections of a server, so that within its grace it can end without
+// losing a byte of theirs.
 // Go: http.Server keeps such a list, for Shutdown (net/http/server.go).
 #pragma once
 

@@ -1,9 +1,9 @@
 // Task: a coroutine, and Goroutine: what the scheduler knows of one that it runs.
 //
 // After Go's g (runtime/runtime2.go). A g has a stack, which grows. A coroutine has a
-// frame, which the compiler lays out: as large as what is alive across a co_await, and
-// no larger. So `co_await` has to stand wherever the coroutine may wait, also in between:
-// a function that waits is a Task too, and whoever calls it says co_await.
+// frame, which the compiler lays out, for all that may be alive across a co_await. So
+// `co_await` has to stand wherever the coroutine may wait, also in between: a function
+// that waits is a Task too, and whoever calls it says co_await.
 #pragma once
 
 #include <coroutine>
@@ -19,8 +19,8 @@ struct Goroutine {
   Goroutine* next = nullptr;       // in a run queue
 };
 
-// Where the goroutine that is running goes on when this call to it returns, and that it
-// has come to its end. The scheduler's (scheduler.cpp).
+// Say of the goroutine that is running where it goes on when this call to it returns, and
+// that it has come to its end (scheduler.cpp).
 void go_on_at(std::coroutine_handle<> point);
 void come_to_end(std::exception_ptr error);
 

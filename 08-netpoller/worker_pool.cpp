@@ -24,7 +24,7 @@ void WorkerPool::submit(Job job) {
 
 // If it cannot be had, those that are there have to do.
 void WorkerPool::start_another() {
-  if (threads_.size() == workers_) return;
+  if (threads_.size() == limit_) return;
   try {
     threads_.emplace_back([this] { work(); });
   } catch (const std::exception&) {
@@ -32,7 +32,7 @@ void WorkerPool::start_another() {
   }
 }
 
-// What every worker does. The lock is held to take a job, never while one is done.
+// What every thread does. The lock is held to take a job, never while one is done.
 void WorkerPool::work() {
   std::unique_lock lock(mutex_);
   for (;;) {

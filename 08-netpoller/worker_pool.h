@@ -16,9 +16,9 @@ class WorkerPool {
  public:
   using Job = std::function<void()>;  // must not throw
 
-  // At most `workers` threads, each started when all others have something to do: system
+  // At most `limit` threads, each started when all others have something to do: system
   // calls are cheaper in a process of one thread.
-  explicit WorkerPool(std::size_t workers) : workers_(workers) {}
+  explicit WorkerPool(std::size_t limit) : limit_(limit) {}
   // Drops the jobs that wait, waits for those that run, and joins every thread.
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
@@ -31,7 +31,7 @@ class WorkerPool {
   void start_another();
   void work();
 
-  const std::size_t workers_;
+  const std::size_t limit_;
   std::mutex mutex_;                 // of all that follows
   std::condition_variable changed_;  // a job has come, or the end
   std::deque<Job> jobs_;
