@@ -133,17 +133,18 @@ TEST_CASE("a read that its deadline ended leaves what has come to the next") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task {
       Pair pair(scheduler);
-      pair.send("a");
-      CHECK((co_await pair.near->read()).bytes.view() == "a");  // and that was all there was
-      co_await sleep_for(5ms);  // until what the registration reports has been reported
-      std::atomic<bool> done = false;
+      std::atomic<bool> sent = false;
       const Hook hook(Window::after_report, [&] {  // news and deadline, before he runs
-        if (!done.exchange(true)) pair.near->set_read_deadline(Clock::time_point::min());
+        if (sent.exchange(false)) pair.near->set_read_deadline(Clock::time_point::min());
       });
       std::thread sender([&] {
-        std::this_thread::sleep_for(20ms);
+        std::this_thread::sleep_for(20ms);  // he waits by then
+        pair.send("a");
+        std::this_thread::sleep_for(20ms);  // and again
+        sent = true;
         pair.send("b");
       });
+      CHECK((co_await pair.near->read()).bytes.view() == "a");  // and that was all there was
       CHECK((co_await pair.near->read()).status == Status::timed_out);
       sender.join();
       pair.near->set_read_deadline(Clock::now() + 500ms);  // before it would be doubted
