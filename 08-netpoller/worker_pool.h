@@ -24,7 +24,8 @@ class WorkerPool {
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 
-  // Any thread may ask. Throws std::system_error when there cannot be even one thread.
+  // Any thread may call it. Throws std::system_error when there cannot be even one thread,
+  // and std::bad_alloc.
   void submit(Job job);
 
  private:
