@@ -232,8 +232,9 @@ void interrupted_calls(const Subject& subject) {
     }
     storm.join();
   });
-  const Command interrupted =
-      under_strace(subject.command, {"read:error=EINTR:when=20+3", "write:error=EINTR:when=5+3"});
+  const Command interrupted = under_strace(
+      subject.command, {"read:error=EINTR:when=20+3",
+                        "readv,recvfrom,recvmsg,write,writev,sendto,sendmsg:error=EINTR:when=5+3"});
   with_server(interrupted, [&](ServerProcess& server) { expect_clean_traffic(subject, server); });
 }
 

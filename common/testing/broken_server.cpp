@@ -173,11 +173,15 @@ void Server::or_close(Connection& c, const std::function<void()>& step) {
 
 void Server::read_ready(Connection& c) {
   std::array<char, 64 * 1024> buffer;
-  if (faulty("takes-eintr-for-an-error")) {
-    const ssize_t n = ::recv(c.socket.get(), buffer.data(), 1, MSG_PEEK);
-    if (n < 0 && errno == EINTR) c.closed = true;
-    if (::read(c.socket.get(), buffer.data(), 0) < 0 && errno == EINTR) c.closed = true;
-    if (c.closed) return;
+  if (faulty("takes-eintr-of-read-for-an-error") && ::read(c.socket.get(), buffer.data(), 0) < 0 &&
+      errno == EINTR) {
+    c.closed = true;
+    return;
+  }
+  if (faulty("takes-eintr-of-recv-for-an-error") &&
+      ::recv(c.socket.get(), buffer.data(), 1, MSG_PEEK) < 0 && errno == EINTR) {
+    c.closed = true;
+    return;
   }
   const IoResult in = read_some(c.socket, buffer);
   if (in.status == Io::would_block) return;

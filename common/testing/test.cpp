@@ -97,7 +97,10 @@ TEST_CASE("caught: a pause after an aborted accept") {
   catches(battery::aborted_accepts, "pauses-on-abort");
 }
 TEST_CASE("caught: EINTR taken for an error") {
-  catches(battery::interrupted_calls, "takes-eintr-for-an-error");
+  catches(battery::interrupted_calls, "takes-eintr-of-read-for-an-error");
+}
+TEST_CASE("caught: EINTR of another call taken for an error") {
+  catches(battery::interrupted_calls, "takes-eintr-of-recv-for-an-error");
 }
 TEST_CASE("caught: a partial write forgotten") {
   catches(battery::short_writes, "forgets-a-partial-write");
