@@ -111,7 +111,7 @@ void with_tiny_send_buffers(int bytes, const std::function<void()>& body) {
     try {
       // For this thread and the processes it starts.
       if (::unshare(CLONE_NEWNET) != 0)
-        skip("no private network: {} (run as root)", error_text(errno));
+        skip("no private network: {} (run as root, or under unshare -r)", error_text(errno));
       const Fd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
       ifreq loopback = {};
       std::strcpy(loopback.ifr_name, "lo");

@@ -46,5 +46,5 @@ Command under_fiu(const Command& command, const std::vector<std::string>& points
 void need_libfiu_inside(ServerProcess& server);
 
 // Runs `body` in a network of its own, in which every send buffer has so many bytes.
-// Needs CAP_SYS_ADMIN. Source: network_namespaces(7), tcp(7).
+// Needs CAP_SYS_ADMIN, which unshare(1) -r gives to anybody. Source: network_namespaces(7), tcp(7).
 void with_tiny_send_buffers(int bytes, const std::function<void()>& body);
