@@ -20,7 +20,11 @@ namespace {
 
 EventLoop* loop_to_stop = nullptr;
 
-void on_signal(int) { loop_to_stop->stop(); }
+// Once: at a second signal the loop may be gone.
+void on_signal(int) {
+  for (const int number : {SIGINT, SIGTERM}) std::signal(number, SIG_IGN);
+  loop_to_stop->stop();
+}
 
 void stop_at_signals(EventLoop& loop) {
   loop_to_stop = &loop;

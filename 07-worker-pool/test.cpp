@@ -72,6 +72,9 @@ TEST_CASE("at SIGTERM every byte on its way comes back") { holds(kServer, batter
 TEST_CASE("at SIGTERM who never reads is waited for until the grace ends") {
   holds(kServer, battery::stop_stuck);
 }
+TEST_CASE("a signal too many does not hold up the end") {
+  holds(kServer, battery::stop_asked_again);
+}
 
 // The chapter's own claims.
 

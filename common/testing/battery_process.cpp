@@ -10,6 +10,7 @@
 #include "common/socket/socket.h"
 #include "common/testing/battery.h"
 #include "common/testing/client.h"
+#include "common/testing/faults.h"
 #include "common/testing/swarm.h"
 
 namespace battery {
@@ -102,6 +103,18 @@ void stop_stuck(const Subject& subject) {
   client.send_what_fits(std::string(64 << 20, 'x'));
   server.signal(SIGTERM);
   expect_clean_exit(server, 7s, "with a client that never reads (the grace is 5 s)");
+}
+
+void stop_asked_again(const Subject& subject) {
+  // Each close takes 20 ms: signals come, too, while the server takes itself apart.
+  ServerProcess server(under_strace(subject.command, {"close:delay_exit=20000"}));
+  Client(server.address()).echo("hello");
+  const auto start = Clock::now();
+  while (server.running() && ms_since(start) < 5000) {
+    server.signal(SIGTERM);
+    std::this_thread::sleep_for(3ms);
+  }
+  expect_clean_exit(server, 0ms, "again and again");
 }
 
 void idle_timeout(const Subject& subject) {

@@ -295,6 +295,13 @@ int main(int argc, char** argv) {
     raise_descriptor_limit();
     struct sigaction action = {};
     action.sa_handler = [](int) { stop_requested = 1; };
+    if (fault == "uses-at-a-signal-what-is-gone") {
+      action.sa_handler = [](int) {
+        while (stop_requested != 0) {
+        }
+        stop_requested = 1;
+      };
+    }
     ::sigaction(SIGTERM, &action, nullptr);
     Fd listener = listen_on(resolve(endpoint.host, endpoint.port), Mode::non_blocking);
     announce(listener);

@@ -122,6 +122,9 @@ TEST_CASE("caught: bytes dropped at SIGTERM") {
 TEST_CASE("caught: waiting for ever at SIGTERM") {
   catches(battery::stop_stuck, "stop-without-grace");
 }
+TEST_CASE("caught: a signal handler that uses what is gone") {
+  catches(battery::stop_asked_again, "uses-at-a-signal-what-is-gone");
+}
 TEST_CASE("caught: no idle timer") { catches(battery::idle_timeout, "starts-no-timer"); }
 TEST_CASE("caught: an idle timer that is never restarted") {
   catches(battery::idle_timeout, "never-restarts-the-timer");
