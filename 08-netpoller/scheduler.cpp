@@ -22,21 +22,11 @@ thread_local Worker* current = nullptr;
 
 void go_on_at(std::coroutine_handle<> point) { this_worker()->goroutine->point = point; }
 
-void come_to_end(std::exception_ptr error) {
-  Worker& worker = *this_worker();
-  worker.ended = true;
-  worker.error = std::move(error);
-}
-
 void go(Task task) { this_worker()->scheduler.go(std::move(task)); }
 
 // One who could always go on would keep the worker to himself: after a few operations he
 // stands at the end of the line.
-bool Operation::await_ready() {
-  Worker& worker = *this_worker();
-  worker.over_budget = worker.budget-- == 0;
-  return !worker.over_budget && attempt();
-}
+bool Operation::await_ready() { return this_worker()->budget-- > 0 && attempt(); }
 
 void Operation::await_suspend(std::coroutine_handle<> point) {
   Goroutine& goroutine = *this_worker()->goroutine;
@@ -109,26 +99,22 @@ void Scheduler::run(Worker& worker, Goroutine& goroutine) {
   worker.goroutine = &goroutine;
   worker.budget = kBudget;
   for (;;) {
-    if (goroutine.operation) {
-      if (!goroutine.operation->attempt()) {
-        HOOK(before_commit);
-        if (goroutine.operation->commit(goroutine)) return;
-        continue;
-      }
+    if (!goroutine.operation || goroutine.operation->attempt()) {
       goroutine.operation = nullptr;
+      goroutine.point.resume();
+      if (!goroutine.point) return finish(goroutine);
+      if (!goroutine.operation) continue;  // it has called another Task, or returned to one
+      if (worker.budget < 0) return put_behind(goroutine);
     }
-    goroutine.point.resume();
-    if (std::exchange(worker.ended, false)) return finish(worker, goroutine);
-    if (!goroutine.operation) continue;  // it has called another Task, or returned to one
-    if (std::exchange(worker.over_budget, false)) return put_behind(goroutine);
     HOOK(before_commit);
     if (goroutine.operation->commit(goroutine)) return;
   }
 }
 
-void Scheduler::finish(Worker& worker, Goroutine& goroutine) {
+void Scheduler::finish(Goroutine& goroutine) {
   const bool last = &goroutine == main_;
-  const std::exception_ptr error = std::exchange(worker.error, nullptr);
+  const auto frame = Task::Handle::from_address(goroutine.frame.address());
+  const std::exception_ptr error = frame.promise().error;
   if (last) {
     main_error_ = error;
   } else if (error) {
@@ -141,7 +127,7 @@ void Scheduler::finish(Worker& worker, Goroutine& goroutine) {
       if (may_say()) log_line("a goroutine has ended: it threw something");
     }
   }
-  goroutine.frame.destroy();
+  frame.destroy();
   --goroutines_;
   if (last) stop();
 }

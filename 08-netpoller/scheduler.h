@@ -59,10 +59,7 @@ struct Worker {
   // Of the goroutine that it runs.
   Goroutine* goroutine = nullptr;
   std::atomic<bool> busy = false;  // for the trace
-  int budget = 0;
-  bool over_budget = false;
-  bool ended = false;
-  std::exception_ptr error;
+  int budget = 0;                  // less than nothing: it has tried one operation too many
   // Of its search for one.
   std::uint32_t turns = 0;
   std::uint64_t random;
@@ -101,7 +98,7 @@ class Scheduler {
  private:
   void work(Worker& worker);
   void run(Worker& worker, Goroutine& goroutine);
-  void finish(Worker& worker, Goroutine& goroutine);
+  void finish(Goroutine& goroutine);
 
   Goroutine* find_runnable(Worker& worker);
   Goroutine* steal(Worker& worker);

@@ -14,15 +14,14 @@ class Operation;
 
 struct Goroutine {
   std::coroutine_handle<> frame;   // the outermost; the scheduler destroys it at the end
-  std::coroutine_handle<> point;   // the innermost: where it goes on
+  std::coroutine_handle<> point;   // the innermost: where it goes on; none: it has ended
   Operation* operation = nullptr;  // what it waits for there
   Goroutine* next = nullptr;       // in a run queue
 };
 
-// Say of the goroutine that is running where it goes on when this call to it returns, and
-// that it has come to its end (scheduler.cpp).
+// Says of the goroutine that is running where it goes on when this call to it returns;
+// nowhere: it has come to its end (scheduler.cpp).
 void go_on_at(std::coroutine_handle<> point);
-void come_to_end(std::exception_ptr error);
 
 class [[nodiscard]] Task {
  public:
@@ -34,13 +33,13 @@ class [[nodiscard]] Task {
   // where to go on, and returns to the worker, who does.
   struct End {
     bool await_ready() noexcept { return false; }
-    void await_suspend(Handle frame) noexcept;
+    void await_suspend(Handle frame) noexcept { go_on_at(frame.promise().caller); }
     void await_resume() noexcept {}
   };
 
   struct promise_type {
     Goroutine goroutine;             // of the outermost Task
-    std::coroutine_handle<> caller;  // of all others
+    std::coroutine_handle<> caller;  // of all others; the outermost has none
     std::exception_ptr error;
 
     Task get_return_object() { return Task(Handle::from_promise(*this)); }
@@ -81,12 +80,3 @@ class [[nodiscard]] Task {
 
   Handle frame_;
 };
-
-inline void Task::End::await_suspend(Handle frame) noexcept {
-  promise_type& promise = frame.promise();
-  if (promise.caller) {
-    go_on_at(promise.caller);
-  } else {
-    come_to_end(std::move(promise.error));
-  }
-}
