@@ -20,7 +20,6 @@ enum class Window {
   before_idle,      // a worker has found nothing to do, and has told nobody
   before_sleep,     // a worker is about to sleep
   before_block,     // a worker is about to block in the poll
-  after_block,      // it is back
   after_unwatched,  // who sleeps has said that he looks no more, and not yet looked for the last
                     // time
   count

@@ -15,6 +15,9 @@
 // A list of goroutines, of one thread.
 class GoroutineList {
  public:
+  GoroutineList() = default;
+  GoroutineList(Goroutine& one) { push(one); }  // NOLINT(google-explicit-constructor)
+
   void push(Goroutine& goroutine) {
     goroutine.next = nullptr;
     (last_ ? last_->next : first_) = &goroutine;

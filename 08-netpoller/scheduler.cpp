@@ -68,12 +68,6 @@ void Scheduler::go(Task task) {
   ready(task.release());
 }
 
-void Scheduler::ready(Goroutine& goroutine) {
-  GoroutineList one;
-  one.push(goroutine);
-  ready(one);
-}
-
 void Scheduler::ready(GoroutineList list) {
   if (list.size() == 0) return;
   Worker* worker = this_worker();
@@ -142,16 +136,13 @@ Goroutine* Scheduler::find_runnable(Worker& worker) {
       if (Goroutine* goroutine = global_.pop()) return goroutine;
     }
     if (Goroutine* goroutine = worker.queue.pop()) return goroutine;
-    if (timers_.due()) {
-      // Whoever is ready goes first: a deadline may have passed because nobody looked.
-      if (poll_now(worker)) continue;
-      timers_.fire_due();
-    }
-    // In the global queue are those who have had a turn, and those whom a thread made ready
-    // that is no worker. Before their next turn they let those go first whom the network has
-    // made ready; else they would keep it out. (In Go a thread of its own sees to that,
-    // sysmon: there a goroutine may run for long.)
-    if (global_.size() > 0 && poll_now(worker)) continue;
+    // Whom the network has made ready goes first. Before the timers: a deadline may have
+    // passed because nobody looked. And before the global queue: there are those who have
+    // had a turn, and those whom a thread made ready that is no worker; they would keep
+    // the network out. (In Go a thread of its own sees to that, sysmon: there a goroutine
+    // may run for long.)
+    if ((timers_.due() || global_.size() > 0) && poll_now(worker)) continue;
+    timers_.fire_due();
     if (Goroutine* goroutine = global_.pop()) return goroutine;
     if (Goroutine* goroutine = steal(worker)) return goroutine;
     idle(worker);
@@ -194,14 +185,13 @@ bool Scheduler::has_work() const {
 
 // Looks who is ready, unless somebody else is at it. Whether anybody is.
 bool Scheduler::poll_now(Worker& worker) {
-  if (polling_.exchange(true)) return false;
-  ++polls_;
-  const GoroutineList woken = netpoller_->poll(Clock::time_point::min());
-  end_poll(worker, woken);
-  return woken.size() > 0;
+  return !polling_.exchange(true) && poll(worker, Clock::time_point::min());
 }
 
-void Scheduler::end_poll(Worker& worker, GoroutineList woken) {
+// By who has set polling_.
+bool Scheduler::poll(Worker& worker, Clock::time_point until) {
+  ++polls_;
+  const GoroutineList woken = netpoller_->poll(until);
   worker.queue.push(woken);
   polling_ = false;
   if (unwatched_) {
@@ -209,6 +199,7 @@ void Scheduler::end_poll(Worker& worker, GoroutineList woken) {
     watch();
   }
   if (woken.size() > kManyWoken) wake_one();
+  return woken.size() > 0;
 }
 
 // First it says that it is idle, then it drops out of the search, and then it looks once
@@ -219,7 +210,7 @@ void Scheduler::idle(Worker& worker) {
   bool polls = false;
   {
     const std::lock_guard lock(mutex_);
-    worker.spinning = worker.woken = false;
+    worker.spinning = false;
     polls = !polling_.exchange(true);
     if (!polls) sleepers_.push_back(&worker);
     ++idle_;
@@ -227,34 +218,24 @@ void Scheduler::idle(Worker& worker) {
   --spinning_;
   const bool stay = !has_work() && !stopping_;
   if (polls) {
-    block_in_poll(worker, stay);
+    HOOK(before_block);
+    poll(worker, stay ? timers_.next() : Clock::time_point::min());
+    --idle_;
   } else {
     sleep(worker, stay);
   }
 }
 
-// `stay`: not if there was work after all.
-void Scheduler::block_in_poll(Worker& worker, bool stay) {
-  GoroutineList woken;
-  if (stay) {
-    HOOK(before_block);
-    ++polls_;
-    woken = netpoller_->poll(timers_.next());
-    HOOK(after_block);
-  }
-  --idle_;
-  end_poll(worker, woken);
-}
-
 // Who has slept longest keeps an eye open. If all others are busy and nobody has polled
 // for a while, one of them is stuck in a goroutine that takes its time; and he takes over.
 // If somebody has been in the poll for long, he need not look until that one comes out.
+// `stay`: not if there was work after all.
 void Scheduler::sleep(Worker& worker, bool stay) {
   HOOK(before_sleep);
   std::unique_lock lock(mutex_);
   std::uint64_t polls = polls_;
   int quiet_looks = 0;
-  while (stay && !worker.woken && !stopping_) {
+  while (stay && !worker.spinning && !stopping_) {
     if (sleepers_.front() != &worker || unwatched_) {
       worker.wake.wait(lock);
     } else if (worker.wake.wait_for(lock, kWatch) == std::cv_status::timeout) {
@@ -267,7 +248,7 @@ void Scheduler::sleep(Worker& worker, bool stay) {
       stay = polling_ && !has_work();
     }
   }
-  if (worker.woken) return;  // it was taken off the list, and counted as a searcher
+  if (worker.spinning) return;  // it was taken off the list, and counted as a searcher
   std::erase(sleepers_, &worker);
   watch();
   --idle_;
@@ -289,7 +270,7 @@ void Scheduler::wake_one() {
   }
   Worker& worker = *sleepers_.back();
   sleepers_.pop_back();
-  worker.woken = worker.spinning = true;
+  worker.spinning = true;
   ++spinning_;
   --idle_;
   worker.wake.notify_one();
@@ -297,9 +278,7 @@ void Scheduler::wake_one() {
 
 // Behind all others. Somebody else may have him, if there is more than he.
 void Scheduler::put_behind(Goroutine& goroutine) {
-  GoroutineList one;
-  one.push(goroutine);
-  global_.push(one);
+  global_.push(goroutine);
   if (global_.size() > 1) wake_one();
 }
 

@@ -63,8 +63,7 @@ struct Worker {
   // Of its search for one.
   std::uint32_t turns = 0;
   std::uint64_t random;
-  bool spinning = false;  // it looks for work of others
-  bool woken = false;     // the scheduler's lock guards it
+  bool spinning = false;  // it looks for work of others; if it sleeps: it has been woken
   std::condition_variable wake;
 };
 
@@ -84,7 +83,6 @@ class Scheduler {
 
   // Any thread may call these.
   void go(Task task);
-  void ready(Goroutine& goroutine);
   void ready(GoroutineList list);
   void put_behind(Goroutine& goroutine);  // it can go on, but others first
 
@@ -102,11 +100,10 @@ class Scheduler {
 
   Goroutine* find_runnable(Worker& worker);
   Goroutine* steal(Worker& worker);
-  bool poll_now(Worker& worker);
   void stop_spinning(Worker& worker);
+  bool poll_now(Worker& worker);
+  bool poll(Worker& worker, Clock::time_point until);
   void idle(Worker& worker);
-  void block_in_poll(Worker& worker, bool stay);
-  void end_poll(Worker& worker, GoroutineList woken);
   void sleep(Worker& worker, bool stay);
   void watch();
   bool has_work() const;
