@@ -12,7 +12,6 @@ constexpr int kBudget = 2;               // operations that may be done at once,
 constexpr std::uint32_t kFairness = 61;  // turns after which the global queue comes first, as in Go
 constexpr std::size_t kManyWoken = 64;   // by one poll: then another worker helps
 constexpr std::chrono::milliseconds kWatch{10};  // how long a worker may neither poll nor be helped
-constexpr int kQuietLooks = 10;  // after which nobody looks until the poll has ended
 
 thread_local Worker* current = nullptr;
 
@@ -228,20 +227,19 @@ void Scheduler::idle(Worker& worker) {
 
 // Who has slept longest keeps an eye open. If all others are busy and nobody has polled
 // for a while, one of them is stuck in a goroutine that takes its time; and he takes over.
-// If somebody has been in the poll for long, he need not look until that one comes out.
+// If somebody has been in the poll since he looked last, he need not look until that one
+// comes out.
 // `stay`: not if there was work after all.
 void Scheduler::sleep(Worker& worker, bool stay) {
   HOOK(before_sleep);
   std::unique_lock lock(mutex_);
   std::uint64_t polls = polls_;
-  int quiet_looks = 0;
   while (stay && !worker.spinning && !stopping_) {
     if (sleepers_.front() != &worker || unwatched_) {
       worker.wake.wait(lock);
     } else if (worker.wake.wait_for(lock, kWatch) == std::cv_status::timeout) {
-      quiet_looks = polls == polls_ ? quiet_looks + 1 : 0;
-      polls = polls_;
-      if (quiet_looks >= kQuietLooks) {
+      const std::uint64_t before = std::exchange(polls, polls_);
+      if (polls == before) {
         unwatched_ = true;
         HOOK(after_unwatched);
       }
