@@ -68,14 +68,6 @@ Io WriteAll::call() {
   return Io::ok;
 }
 
-void Conn::set_read_deadline(std::optional<Clock::time_point> when) {
-  hold_.set_deadline(Direction::read, when);
-}
-
-void Conn::set_write_deadline(std::optional<Clock::time_point> when) {
-  hold_.set_deadline(Direction::write, when);
-}
-
 std::size_t Conn::unread() const {
   PollDesc* desc = hold_.desc();
   return desc ? desc->unread(hold_.sequence()) : 0;
@@ -90,10 +82,6 @@ Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)
 Accept Listener::accept() const { return Accept(hold_); }
 
 Conn Listener::accept_now() const { return Conn(accept_one(*hold_.desc()).connection); }
-
-void Listener::set_deadline(std::optional<Clock::time_point> when) {
-  hold_.set_deadline(Direction::read, when);
-}
 
 Io Accept::call() {
   const Watched next = accept_one(desc());
@@ -116,7 +104,7 @@ bool Sleep::commit(Goroutine& goroutine) {
 
 Clock::time_point Sleep::fire() {
   scheduler_->ready(*goroutine_);
-  return kNotSet;
+  return kNever;
 }
 
 bool Yield::commit(Goroutine& goroutine) {

@@ -8,7 +8,6 @@
 #include <exception>
 #include <future>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -85,9 +84,10 @@ class Conn {
 
   // Any thread may call these, as long as the Conn is there. Operations that are under
   // way are released: with Status::closed, or when the deadline passes, Status::timed_out.
+  // kNever: there is none any more.
   void close() { hold_.close(); }
-  void set_read_deadline(std::optional<Clock::time_point> when);
-  void set_write_deadline(std::optional<Clock::time_point> when);
+  void set_read_deadline(Clock::time_point when) { hold_.set_deadline(Direction::read, when); }
+  void set_write_deadline(Clock::time_point when) { hold_.set_deadline(Direction::write, when); }
 
   std::size_t unread() const;  // bytes that the kernel holds for it
 
@@ -105,7 +105,7 @@ class Listener {
   Accept accept() const;           // co_await accept(): an AcceptResult
   Conn accept_now() const;         // one from the backlog; empty: there is none to be had
   void close() { hold_.close(); }  // any thread; releases all who accept
-  void set_deadline(std::optional<Clock::time_point> when);
+  void set_deadline(Clock::time_point when) { hold_.set_deadline(Direction::read, when); }
   const Fd& socket() const { return hold_.desc()->fd(); }  // until it is closed
 
  private:

@@ -157,7 +157,7 @@ TEST_CASE("a deadline that has passed fails a read although there is something t
       pair.near->set_read_deadline(kPast);
       CHECK((co_await pair.near->read()).status == Status::timed_out);
       CHECK((co_await pair.near->read()).status == Status::timed_out);
-      pair.near->set_read_deadline(std::nullopt);
+      pair.near->set_read_deadline(kNever);
       const Received in = co_await pair.near->read();
       CHECK(in.bytes.view() == "hello");
       pair.near->set_write_deadline(kPast);
@@ -173,7 +173,7 @@ TEST_CASE("a deadline that has passed fails an accept although somebody waits") 
       Client client(local_address(listener.socket()));
       listener.set_deadline(kPast);
       CHECK((co_await listener.accept()).status == Status::timed_out);
-      listener.set_deadline(std::nullopt);
+      listener.set_deadline(kNever);
       CHECK((co_await listener.accept()).status == Status::ok);
     });
   });
@@ -184,9 +184,9 @@ TEST_CASE("a deadline that was taken back does not end a read") {
     run(2, [](Scheduler& scheduler) -> Task {
       const Pair pair(scheduler);
       pair.near->set_read_deadline(kPast);
-      pair.near->set_read_deadline(std::nullopt);
+      pair.near->set_read_deadline(kNever);
       pair.near->set_read_deadline(Clock::now() + 20ms);
-      pair.near->set_read_deadline(std::nullopt);
+      pair.near->set_read_deadline(kNever);
       Status status = Status::closed;
       Event ended;
       go(read_into(*pair.near, status, ended));
@@ -257,7 +257,7 @@ TEST_CASE("deadlines that another thread keeps changing cost no byte") {
         std::mt19937 random(1);
         while (!stop) {
           const auto ahead = std::chrono::microseconds(random() % 200);
-          if (random() % 4 == 0) pair.near->set_read_deadline(std::nullopt);
+          if (random() % 4 == 0) pair.near->set_read_deadline(kNever);
           if (random() % 4 != 0) pair.near->set_read_deadline(Clock::now() + ahead);
         }
       });

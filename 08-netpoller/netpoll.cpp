@@ -144,17 +144,16 @@ void PollDesc::doubt(GoroutineList& woken) {
 
 // ---- Deadlines. Go: runtime_pollSetDeadline, netpolldeadlineimpl.
 
-void PollDesc::set_deadline(std::uint32_t sequence, Direction direction,
-                            std::optional<Clock::time_point> when) {
+void PollDesc::set_deadline(std::uint32_t sequence, Direction direction, Clock::time_point when) {
   const std::lock_guard guard(mutex());
   if (closing() || sequence_ != sequence) return;
   HOOK(before_deadline);
-  if (when && *when <= Clock::now()) {
+  if (when <= Clock::now()) {
     deadline(direction) = kExpired;
     wake(direction);
   } else {
-    deadline(direction) = when.value_or(kNever);
-    if (when) netpoller_->scheduler().timers().add(*this, *when);
+    deadline(direction) = when;
+    netpoller_->scheduler().timers().add(*this, when);
   }
 }
 
@@ -303,14 +302,11 @@ PollDesc* Netpoller::desc(int fd) {
   return &chunk.load()[index % kChunk];
 }
 
+// A wait is rounded up, so that no timer is early; and has an end, as systems want it.
 GoroutineList Netpoller::poll(Clock::time_point until) {
-  std::optional<milliseconds> limit;  // a wait is rounded up: a timer is never early
-  if (until != Clock::time_point::max()) {
-    const auto left = std::chrono::ceil<milliseconds>(until - std::min(until, Clock::now()));
-    limit = std::min<milliseconds>(left, std::chrono::hours(1));
-  }
+  const auto left = std::chrono::ceil<milliseconds>(until - std::min(until, Clock::now()));
   GoroutineList woken;
-  wait(limit, woken);
+  wait(std::min<milliseconds>(left, std::chrono::hours(1)), woken);
   return woken;
 }
 

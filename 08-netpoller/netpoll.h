@@ -36,7 +36,6 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <optional>
 
 #include "common/socket/fd.h"
 #include "common/socket/socket.h"
@@ -76,10 +75,9 @@ class PollDesc final : private Timer {
   // Which of the connections that have had this number it is.
   std::uint32_t sequence() const { return sequence_; }
 
-  // Operations that are under way at `when`, or begin after it, fail. Nothing: no
-  // deadline. In the past: at once, even if there is something to read.
-  void set_deadline(std::uint32_t sequence, Direction direction,
-                    std::optional<Clock::time_point> when);
+  // Operations that are under way at `when`, or begin after it, fail; if that is
+  // in the past at once, even if there is something to read.
+  void set_deadline(std::uint32_t sequence, Direction direction, Clock::time_point when);
 
   std::size_t unread(std::uint32_t sequence);  // bytes that the kernel holds for it
 
@@ -103,7 +101,6 @@ class PollDesc final : private Timer {
   static constexpr std::uintptr_t kReady = 1;
   static constexpr std::uintptr_t kWait = 2;
 
-  static constexpr Clock::time_point kNever = kNotSet;
   static constexpr Clock::time_point kExpired = Clock::time_point::min();
 
   // use_: closing, for each direction held and wanted, and above that the number of users.
@@ -158,7 +155,7 @@ class Hold {
   void close() {
     if (PollDesc* desc = desc_.exchange(nullptr)) desc->close();
   }
-  void set_deadline(Direction direction, std::optional<Clock::time_point> when) const {
+  void set_deadline(Direction direction, Clock::time_point when) const {
     if (PollDesc* desc = desc_) desc->set_deadline(sequence_, direction, when);
   }
 
@@ -207,7 +204,7 @@ class Netpoller final : private Timer {
   bool watch(int fd, std::uint32_t sequence);
   bool watch_write(int fd, std::uint32_t sequence);
   void unwatch(int fd);
-  void wait(std::optional<std::chrono::milliseconds> limit, GoroutineList& woken);
+  void wait(std::chrono::milliseconds limit, GoroutineList& woken);
 
   PollDesc* desc(int fd);
   void report(int fd, std::uint32_t sequence, Readiness readiness, GoroutineList& woken);

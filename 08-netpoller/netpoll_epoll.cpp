@@ -30,9 +30,9 @@ bool Netpoller::watch_write(int, std::uint32_t) { return true; }  // it is, alre
 
 void Netpoller::unwatch(int fd) { ::epoll_ctl(queue_.get(), EPOLL_CTL_DEL, fd, nullptr); }
 
-void Netpoller::wait(std::optional<std::chrono::milliseconds> limit, GoroutineList& woken) {
+void Netpoller::wait(std::chrono::milliseconds limit, GoroutineList& woken) {
   std::array<epoll_event, 128> events;
-  const int timeout = limit ? static_cast<int>(limit->count()) : -1;
+  const int timeout = static_cast<int>(limit.count());
   const int count = ::epoll_wait(queue_.get(), events.data(), std::size(events), timeout);
   if (count < 0 && errno != EINTR)
     throw std::system_error(errno, std::system_category(), "epoll_wait");

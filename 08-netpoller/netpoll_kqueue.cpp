@@ -52,15 +52,13 @@ void Netpoller::unwatch(int fd) {
   }
 }
 
-void Netpoller::wait(std::optional<std::chrono::milliseconds> limit, GoroutineList& woken) {
+void Netpoller::wait(std::chrono::milliseconds limit, GoroutineList& woken) {
   std::array<struct kevent, kBatch> events;
   timespec left{};
-  if (limit) {
-    left.tv_sec = static_cast<std::time_t>(limit->count() / 1000);
-    left.tv_nsec = static_cast<long>(limit->count() % 1000 * 1'000'000);
-  }
-  const int count = ::kevent(queue_.get(), nullptr, 0, events.data(),
-                             static_cast<int>(events.size()), limit ? &left : nullptr);
+  left.tv_sec = static_cast<std::time_t>(limit.count() / 1000);
+  left.tv_nsec = static_cast<long>(limit.count() % 1000 * 1'000'000);
+  const int count =
+      ::kevent(queue_.get(), nullptr, 0, events.data(), static_cast<int>(events.size()), &left);
   if (count < 0 && errno != EINTR) throw std::system_error(errno, std::system_category(), "kevent");
   for (int i = 0; i < count; ++i) {
     const struct kevent& event = events[static_cast<std::size_t>(i)];

@@ -122,7 +122,7 @@ TEST_CASE("a deadline that is taken back before the reader runs does not end the
       CAPTURE(static_cast<int>(window));
       CHECK(read_while(window, [](Pair& pair, Scheduler&) {
               pair.near->set_read_deadline(Clock::time_point::min());
-              pair.near->set_read_deadline(std::nullopt);
+              pair.near->set_read_deadline(kNever);
               pair.send("!");
             }) == Status::ok);
     }

@@ -73,7 +73,7 @@ TEST_CASE("goroutines that start each other hold up neither timers nor the netwo
 
 TEST_CASE("a timer that is due sooner than all others shortens the poll") {
   struct Never : Timer {
-    Clock::time_point fire() override { return kNotSet; }
+    Clock::time_point fire() override { return kNever; }
   };
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task {
@@ -83,7 +83,7 @@ TEST_CASE("a timer that is due sooner than all others shortens the poll") {
         explicit Soon(Event& event) : event_(event) {}
         Clock::time_point fire() override {
           event_.set();
-          return kNotSet;
+          return kNever;
         }
         Event& event_;
       } soon(fired);

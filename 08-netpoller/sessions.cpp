@@ -1,6 +1,5 @@
 #include "sessions.h"
 
-#include <optional>
 #include <utility>
 
 Session::Session(Sessions& of, Conn& its) : sessions(of), conn(its) { sessions.add(*this); }
@@ -31,7 +30,7 @@ void Sessions::end_the_quiet() {
 void Sessions::stirs(Session& session) {
   const std::lock_guard lock(mutex_);
   session.quiet = false;
-  session.conn.set_read_deadline(std::nullopt);
+  session.conn.set_read_deadline(kNever);
 }
 
 void Sessions::close_all() {

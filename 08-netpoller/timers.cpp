@@ -24,7 +24,7 @@ void Timers::put(Timer& timer, Clock::time_point when, Set::node_type node) {
 void Timers::remove(Timer& timer) {
   const std::lock_guard lock(mutex_);
   timers_.erase({timer.when_, &timer});
-  timer.when_ = Timer::kNotSet;
+  timer.when_ = kNever;
   update_next();
 }
 
@@ -37,13 +37,13 @@ void Timers::fire_due() {
       const std::lock_guard lock(mutex_);
       if (timers_.empty() || timers_.begin()->first > now) return;
       due = timers_.extract(timers_.begin());
-      due.value().second->when_ = Timer::kNotSet;
+      due.value().second->when_ = kNever;
       update_next();
     }
     Timer& timer = *due.value().second;
     const auto again = timer.fire();
-    if (again != Timer::kNotSet) put(timer, again, std::move(due));
+    if (again != kNever) put(timer, again, std::move(due));
   }
 }
 
-void Timers::update_next() { next_ = timers_.empty() ? Timer::kNotSet : timers_.begin()->first; }
+void Timers::update_next() { next_ = timers_.empty() ? kNever : timers_.begin()->first; }

@@ -14,12 +14,12 @@
 
 using Clock = std::chrono::steady_clock;
 
+constexpr auto kNever = Clock::time_point::max();
+
 class Timer {
  public:
-  static constexpr auto kNotSet = Clock::time_point::max();
-
   // Called when it is due, by a worker; it is no longer in the set then. Returns when it
-  // is to be called again; kNotSet: never, and it may be gone.
+  // is to be called again; kNever: it may be gone.
   virtual Clock::time_point fire() = 0;
 
  protected:
@@ -28,7 +28,7 @@ class Timer {
  private:
   friend class Timers;
 
-  Clock::time_point when_ = kNotSet;  // the set's lock guards it
+  Clock::time_point when_ = kNever;  // the set's lock guards it
 };
 
 class Timers {
@@ -38,11 +38,12 @@ class Timers {
   explicit Timers(std::function<void()> sooner) : sooner_(std::move(sooner)) {}
 
   // Any thread may call these. A timer that is in the set already is moved if `when` is
-  // earlier. One that has been removed may still be about to fire, by another thread.
+  // earlier, and only then. One that has been removed may still be about to fire, by another
+  // thread.
   void add(Timer& timer, Clock::time_point when) { put(timer, when, {}); }
   void remove(Timer& timer);
 
-  // When the next is due: at the end of time, if there is none.
+  // When the next is due: never, if there is none.
   Clock::time_point next() const { return next_.load(); }
   bool due() const { return next() <= Clock::now(); }
   void fire_due();
@@ -55,6 +56,6 @@ class Timers {
 
   std::mutex mutex_;
   Set timers_;
-  std::atomic<Clock::time_point> next_{Timer::kNotSet};
+  std::atomic<Clock::time_point> next_{kNever};
   std::function<void()> sooner_;
 };
