@@ -9,18 +9,12 @@ namespace {
 constexpr std::size_t kBuffer = 16 * 1024;
 
 // From its worker, which keeps some for the next who has something. Nothing: no memory.
-std::unique_ptr<char[]> borrow_buffer() {
+Buffer borrow_buffer() {
   auto& spare = this_worker()->buffers;
-  if (spare.empty()) return std::unique_ptr<char[]>(new (std::nothrow) char[kBuffer]);
-  auto buffer = std::move(spare.back());
+  if (spare.empty()) return Buffer(new (std::nothrow) char[kBuffer]);
+  Buffer buffer(spare.back().release());
   spare.pop_back();
   return buffer;
-}
-
-void give_back(std::unique_ptr<char[]> buffer) {
-  Worker* worker = this_worker();
-  if (buffer && worker && worker->buffers.size() < Worker::kSpareBuffers)
-    worker->buffers.push_back(std::move(buffer));
 }
 
 struct Watched {
@@ -42,19 +36,20 @@ Watched accept_one(const PollDesc& listener) {
 
 }  // namespace
 
-Bytes::~Bytes() { give_back(std::move(buffer_)); }
+void GiveBack::operator()(char* buffer) const {
+  std::unique_ptr<char[]> spare(buffer);
+  Worker* worker = this_worker();
+  if (worker && worker->buffers.size() < Worker::kSpareBuffers)
+    worker->buffers.push_back(std::move(spare));
+}
 
 // A buffer for as long as the call takes; for longer only if something came.
 Io Read::call() {
-  auto buffer = borrow_buffer();
+  Buffer buffer = borrow_buffer();
   if (!buffer) return Io::out_of_resources;
   const IoResult in = read_some(desc().fd(), {buffer.get(), kBuffer});
   desc().set_left(in.status, in.size < kBuffer);
-  if (in.status == Io::ok) {
-    bytes_ = Bytes(std::move(buffer), in.size);
-  } else {
-    give_back(std::move(buffer));
-  }
+  if (in.status == Io::ok) bytes_ = {std::move(buffer), in.size};
   return in.status;
 }
 

@@ -18,26 +18,19 @@
 #include "netpoll.h"
 #include "scheduler.h"
 
-// Bytes that were read, in a buffer that is borrowed: when this goes, the worker has it
-// back. So a connection that has nothing to say has no buffer either.
-class Bytes {
- public:
-  Bytes() = default;
-  Bytes(std::unique_ptr<char[]> buffer, std::size_t size)
-      : buffer_(std::move(buffer)), size_(size) {}
-  Bytes(Bytes&&) = default;
-  Bytes& operator=(Bytes&& other) noexcept {
-    std::swap(buffer_, other.buffer_);
-    std::swap(size_, other.size_);
-    return *this;
-  }
-  ~Bytes();
+// A buffer that is borrowed: when this goes, the worker has it back. So a connection that
+// has nothing to say has no buffer either.
+struct GiveBack {
+  void operator()(char* buffer) const;
+};
+using Buffer = std::unique_ptr<char[], GiveBack>;
 
-  std::string_view view() const { return {buffer_.get(), size_}; }
+// Bytes that were read.
+struct Bytes {
+  Buffer buffer;
+  std::size_t size = 0;
 
- private:
-  std::unique_ptr<char[]> buffer_;
-  std::size_t size_ = 0;
+  std::string_view view() const { return {buffer.get(), size}; }
 };
 
 struct Received {
