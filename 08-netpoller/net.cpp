@@ -17,23 +17,6 @@ Buffer borrow_buffer() {
   return buffer;
 }
 
-struct Watched {
-  Io status;
-  PollDesc* connection;
-  int error;  // the errno behind out_of_resources
-};
-
-Watched accept_one(const PollDesc& listener) {
-  for (;;) {
-    Accepted next = accept_from(listener.fd(), Mode::non_blocking);
-    if (next.status != Io::ok) return {next.status, nullptr, next.error};
-    PollDesc* connection = listener.netpoller().open(std::move(next.connection));
-    if (connection) return {Io::ok, connection, 0};
-    static OncePerSecond may_say;
-    if (may_say()) log_line("a connection was refused: the poller has no room for it");
-  }
-}
-
 }  // namespace
 
 void GiveBack::operator()(char* buffer) const {
@@ -74,15 +57,22 @@ Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)
   if (!hold_.desc()) throw StartupError("cannot watch the listener: no room");
 }
 
-Accept Listener::accept() const { return Accept(hold_); }
-
-Conn Listener::accept_now() const { return Conn(accept_one(*hold_.desc()).connection); }
-
 Io Accept::call() {
-  const Watched next = accept_one(desc());
-  accepted_ = next.connection;
-  error_ = next.error;
-  return next.status;
+  for (;;) {
+    Accepted next = accept_from(desc().fd(), Mode::non_blocking);
+    error_ = next.error;
+    if (next.status != Io::ok) return next.status;
+    accepted_ = desc().netpoller().open(std::move(next.connection));
+    if (accepted_) return Io::ok;
+    static OncePerSecond may_say;
+    if (may_say()) log_line("a connection was refused: the poller has no room for it");
+  }
+}
+
+Conn Listener::accept_now() const {
+  Accept one(hold_);
+  (void)one.call();
+  return one.await_resume().conn;
 }
 
 // Once it is in the set it may fire, and the goroutine go on and take this with it.

@@ -88,23 +88,6 @@ class Conn {
   Hold hold_;
 };
 
-struct Accept;
-
-class Listener {
- public:
-  // Throws StartupError: the port is in use, forbidden, or not ours.
-  Listener(Scheduler& scheduler, const Endpoint& endpoint);
-
-  Accept accept() const;           // co_await accept(): an AcceptResult
-  Conn accept_now() const;         // one from the backlog; empty: there is none to be had
-  void close() { hold_.close(); }  // any thread; releases all who accept
-  void set_deadline(Clock::time_point when) { hold_.set_deadline(Direction::read, when); }
-  const Fd& socket() const { return hold_.desc()->fd(); }  // until it is closed
-
- private:
-  Hold hold_;
-};
-
 struct AcceptResult {
   Status status;
   Conn conn;
@@ -113,13 +96,27 @@ struct AcceptResult {
 
 struct Accept : public PollOperation {
   explicit Accept(const Hold& hold) : PollOperation(hold, Direction::read) {}
+  Io call() override;
   AcceptResult await_resume() { return {status_, Conn(accepted_), error_}; }
 
  private:
-  Io call() override;
-
   PollDesc* accepted_ = nullptr;
   int error_ = 0;
+};
+
+class Listener {
+ public:
+  // Throws StartupError: the port is in use, forbidden, or not ours.
+  Listener(Scheduler& scheduler, const Endpoint& endpoint);
+
+  Accept accept() const { return Accept(hold_); }  // co_await accept(): an AcceptResult
+  Conn accept_now() const;         // one from the backlog; empty: there is none to be had
+  void close() { hold_.close(); }  // any thread; releases all who accept
+  void set_deadline(Clock::time_point when) { hold_.set_deadline(Direction::read, when); }
+  const Fd& socket() const { return hold_.desc()->fd(); }  // until it is closed
+
+ private:
+  Hold hold_;
 };
 
 // co_await sleep_for(20ms)
