@@ -126,8 +126,7 @@ void PollDesc::wake(Direction direction) {
 
 void PollDesc::set_left(Io status, bool got_less) {
   if (status == Io::ok && left_ == Left::doubted) trusted_ = false;
-  const bool all =
-      status == Io::ok && got_less && Netpoller::kShortReadsEnd && trusted_ && !hung_up_;
+  const bool all = status == Io::ok && got_less && trusted_;
   left_.store(all ? Left::nothing : Left::unknown, std::memory_order_relaxed);
 }
 
@@ -281,8 +280,7 @@ void PollDesc::open(Fd fd) {
     deadline(direction) = kNever;
   }
   left_ = Left::unknown;
-  hung_up_ = false;
-  trusted_ = true;
+  trusted_ = Netpoller::kShortReadsEnd;
   use_ = kUser;
 }
 
@@ -322,7 +320,7 @@ void Netpoller::report(int fd, std::uint32_t sequence, Readiness readiness, Goro
   HOOK(before_report);
   PollDesc& reported = *desc(fd);
   if (reported.sequence_ != sequence) return;
-  if (readiness.hung_up) reported.hung_up_ = true;
+  if (readiness.hung_up) reported.trusted_ = false;
   if (readiness.readable) {
     if (Goroutine* goroutine = reported.unblock(Direction::read, true)) woken.push(*goroutine);
   }

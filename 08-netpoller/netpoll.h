@@ -83,8 +83,9 @@ class PollDesc final : private Timer {
 
   // What the last read has left. One that got less than it asked for has taken all (epoll(7)
   // says so), and the next need not be tried before there is news. But after a hang-up
-  // there is none; and who is silent although he was trusted is looked at, once: something
-  // between us and the kernel may make reads shorter. If it does he is not trusted again.
+  // there is none: who has hung up is not trusted. And who is silent although he was
+  // trusted is looked at, once: something between us and the kernel may make reads
+  // shorter. If it does he is not trusted again.
   bool drained() const { return left_ == Left::nothing || left_ == Left::nothing_for_long; }
   void set_left(Io status, bool got_less);
   void doubt(GoroutineList& woken);  // each second, by a timer
@@ -135,8 +136,7 @@ class PollDesc final : private Timer {
   std::array<PollOperation*, 2> lines_{};  // who waits for the lock; first come, first served
   enum class Left : std::uint8_t { unknown, nothing, nothing_for_long, doubted };
   std::atomic<Left> left_ = Left::unknown;
-  std::atomic<bool> hung_up_ = false;
-  bool trusted_ = true;  // the reader's alone
+  std::atomic<bool> trusted_ = true;  // a read that gets less than it asked for takes all
 };
 
 // A connection's own hold on its PollDesc, until it is closed. Whoever comes too late with
