@@ -17,13 +17,12 @@ constexpr milliseconds kDoubt{1000};
 
 // ---- The lock. Go: fdMutex.
 
-PollDesc::Lock PollDesc::lock(Direction direction) {
+bool PollDesc::lock(Direction direction) {
   std::uint32_t use = use_;
-  for (;;) {
-    if (use & kClosing) return Lock::closing;
-    if (use & held(direction)) return Lock::busy;
-    if (use_.compare_exchange_weak(use, (use | held(direction)) + kUser)) return Lock::taken;
-  }
+  do {
+    if (use & (kClosing | held(direction))) return false;
+  } while (!use_.compare_exchange_weak(use, (use | held(direction)) + kUser));
+  return true;
 }
 
 // Says that he waits, unless the lock was given back meanwhile. Only then is he found.
@@ -181,14 +180,10 @@ std::mutex& PollDesc::mutex() {
 // ---- Operations. Go: internal/poll/fd_unix.go.
 
 bool PollOperation::attempt() {
+  locked_ = locked_ || (desc_ && desc_->lock(direction_));
   if (!locked_) {
-    const PollDesc::Lock lock = desc_ ? desc_->lock(direction_) : PollDesc::Lock::closing;
-    if (lock == PollDesc::Lock::busy) return false;
-    if (lock == PollDesc::Lock::closing) {
-      status_ = Status::closed;
-      return true;
-    }
-    locked_ = true;
+    status_ = Status::closed;
+    return !desc_ || desc_->closing();  // if it is not, somebody else has the lock
   }
   if (!try_call()) return false;
   desc_->unlock(direction_);

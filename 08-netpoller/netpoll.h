@@ -56,8 +56,7 @@ class PollDesc final : private Timer {
   // One goroutine at a time reads, and one writes; others wait in line. Whoever has the
   // lock is a user, and so is the owner until close: the last of them closes the
   // descriptor, so that its number is not given to somebody else under a waiter's feet.
-  enum class Lock { taken, busy, closing };
-  Lock lock(Direction direction);
+  bool lock(Direction direction);                // false: another has it, or it is closed
   bool wait_for_lock(PollOperation& operation);  // false: it may be free now
   void unlock(Direction direction);
   void close();  // releases all who wait; what they do then fails
