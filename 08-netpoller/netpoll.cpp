@@ -32,7 +32,7 @@ bool PollDesc::wait_for_lock(PollOperation& operation) {
   do {
     if ((use & kClosing) || !(use & held(operation.direction_))) return false;
   } while (!use_.compare_exchange_weak(use, use | wanted(operation.direction_)));
-  PollOperation** end = &lines_[static_cast<std::size_t>(operation.direction_)];
+  PollOperation** end = &side(operation.direction_).line;
   while (*end) end = &(*end)->next_in_line_;
   *end = &operation;
   return true;
@@ -55,7 +55,7 @@ void PollDesc::hand_over(Direction direction) {
   PollOperation* first = nullptr;
   {
     const std::lock_guard guard(mutex());
-    PollOperation*& line = lines_[static_cast<std::size_t>(direction)];
+    PollOperation*& line = side(direction).line;
     first = std::exchange(line, line->next_in_line_);
     if (!line) use_ &= ~wanted(direction);
   }
@@ -94,23 +94,23 @@ std::size_t PollDesc::unread(std::uint32_t sequence) {
 
 bool PollDesc::block(Direction direction) {
   for (;;) {
-    std::uintptr_t expected = state(direction);
+    std::uintptr_t expected = side(direction).state;
     const std::uintptr_t next = expected == kReady ? kNil : kWait;
-    if (state(direction).compare_exchange_strong(expected, next)) return next == kNil;
+    if (side(direction).state.compare_exchange_strong(expected, next)) return next == kNil;
   }
 }
 
 bool PollDesc::park(Direction direction, Goroutine& goroutine) {
   std::uintptr_t expected = kWait;
-  return state(direction).compare_exchange_strong(expected,
-                                                  reinterpret_cast<std::uintptr_t>(&goroutine));
+  return side(direction).state.compare_exchange_strong(
+      expected, reinterpret_cast<std::uintptr_t>(&goroutine));
 }
 
 Goroutine* PollDesc::unblock(Direction direction, bool ready) {
-  std::uintptr_t old = state(direction);
+  std::uintptr_t old = side(direction).state;
   for (;;) {
     if (old == kReady || (old == kNil && !ready)) return nullptr;
-    if (state(direction).compare_exchange_weak(old, old == kNil ? kReady : kNil)) {
+    if (side(direction).state.compare_exchange_weak(old, old == kNil ? kReady : kNil)) {
       // NOLINTNEXTLINE(performance-no-int-to-ptr): it was put there as a number
       return old > kWait ? reinterpret_cast<Goroutine*>(old) : nullptr;
     }
@@ -147,10 +147,10 @@ void PollDesc::set_deadline(std::uint32_t sequence, Direction direction, Clock::
   if (closing() || sequence_ != sequence) return;
   HOOK(before_deadline);
   if (when <= Clock::now()) {
-    deadline(direction) = kExpired;
+    side(direction).deadline = kExpired;
     wake(direction);
   } else {
-    deadline(direction) = when;
+    side(direction).deadline = when;
     netpoller_->scheduler().timers().add(*this, when);
   }
 }
@@ -161,11 +161,11 @@ Clock::time_point PollDesc::fire() {
   const auto now = Clock::now();
   auto next = kNever;
   for (const Direction direction : {Direction::read, Direction::write}) {
-    const auto when = deadline(direction).load();
+    const auto when = side(direction).deadline.load();
     if (when > now) {
       next = std::min(next, when);
     } else if (when != kExpired) {
-      deadline(direction) = kExpired;
+      side(direction).deadline = kExpired;
       wake(direction);
     }
   }
@@ -271,8 +271,8 @@ PollDesc* Netpoller::open(Fd fd) {
 void PollDesc::open(Fd fd) {
   fd_ = std::move(fd);
   for (const Direction direction : {Direction::read, Direction::write}) {
-    state(direction) = kNil;
-    deadline(direction) = kNever;
+    side(direction).state = kNil;
+    side(direction).deadline = kNever;
   }
   left_ = Left::unknown;
   trusted_ = Netpoller::kShortReadsEnd;

@@ -62,14 +62,14 @@ class PollDesc final : private Timer {
   void close();  // releases all who wait; what they do then fails
 
   // The state machine above.
-  void reset(Direction direction) { state(direction) = kNil; }
+  void reset(Direction direction) { side(direction).state = kNil; }
   bool block(Direction direction);                       // true: something has come: call again
   bool park(Direction direction, Goroutine& goroutine);  // false: likewise
   Goroutine* unblock(Direction direction, bool ready);   // who is to be woken, if anybody
 
   // Why an operation cannot be done, whatever the descriptor holds.
   bool closing() const { return (use_ & kClosing) != 0; }
-  bool expired(Direction direction) const { return deadline(direction) == kExpired; }
+  bool expired(Direction direction) { return side(direction).deadline.load() == kExpired; }
 
   // Which of the connections that have had this number it is.
   std::uint32_t sequence() const { return sequence_; }
@@ -109,30 +109,25 @@ class PollDesc final : private Timer {
   static std::uint32_t held(Direction direction) { return 2u << static_cast<int>(direction); }
   static std::uint32_t wanted(Direction direction) { return 8u << static_cast<int>(direction); }
 
-  std::atomic<std::uintptr_t>& state(Direction direction) {
-    return states_[static_cast<std::size_t>(direction)];
-  }
-  std::atomic<Clock::time_point>& deadline(Direction direction) {
-    return deadlines_[static_cast<std::size_t>(direction)];
-  }
-  Clock::time_point deadline(Direction direction) const {
-    return deadlines_[static_cast<std::size_t>(direction)];
-  }
+  struct Side {
+    std::atomic<std::uintptr_t> state = kNil;
+    std::atomic<Clock::time_point> deadline = kNever;
+    PollOperation* line = nullptr;  // who waits for the lock; first come, first served
+  };
+  Side& side(Direction direction) { return sides_[static_cast<std::size_t>(direction)]; }
 
   void open(Fd fd);
   void hand_over(Direction direction);
   void wake(Direction direction);
   void close_descriptor();
 
-  std::mutex& mutex();  // of lines_, of a change of a deadline, and of closing
+  std::mutex& mutex();  // of the lines, of a change of a deadline, and of closing
 
   Netpoller* netpoller_ = nullptr;
   Fd fd_;
   std::atomic<std::uint32_t> sequence_ = 0;
   std::atomic<std::uint32_t> use_ = kClosing;
-  std::array<std::atomic<std::uintptr_t>, 2> states_{};
-  std::array<std::atomic<Clock::time_point>, 2> deadlines_{kNever, kNever};
-  std::array<PollOperation*, 2> lines_{};  // who waits for the lock; first come, first served
+  std::array<Side, 2> sides_;
   enum class Left : std::uint8_t { unknown, nothing, nothing_for_long, doubted };
   std::atomic<Left> left_ = Left::unknown;
   std::atomic<bool> trusted_ = true;  // a read that gets less than it asked for takes all
