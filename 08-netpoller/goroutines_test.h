@@ -14,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include "common/socket/process.h"
 #include "common/testing/client.h"
 #include "common/testing/outcome.h"
 #include "hooks.h"

@@ -10,6 +10,7 @@
 
 #include "common/socket/process.h"
 #include "hooks.h"
+#include "scheduler.h"
 
 using std::chrono::milliseconds;
 

@@ -40,13 +40,14 @@
 #include "common/socket/fd.h"
 #include "common/socket/socket.h"
 #include "run_queue.h"
-#include "scheduler.h"
+#include "task.h"
 #include "timers.h"
 
 enum class Direction : std::uint8_t { read, write };
 
 class Netpoller;
 class PollOperation;
+class Scheduler;
 
 class PollDesc final : private Timer {
  public:

@@ -7,7 +7,6 @@
 #include <string>
 
 #include "common/socket/process.h"
-#include "netpoll.h"
 
 std::string Scheduler::trace() {
   std::string queues;
@@ -24,7 +23,7 @@ std::string Scheduler::trace() {
       "SCHED workers={} running={} idle={} inpoll={} spinning={} global={} queues=[{} ] parked={} "
       "polls={} steals={} breaks={}",
       workers_.size(), running, idle_.load(), polling_ ? 1 : 0, spinning_.load(), global_.size(),
-      queues, parked, polls_.load(), steals_.load(), netpoller_->breaks());
+      queues, parked, polls_.load(), steals_.load(), netpoller_.breaks());
 }
 
 Clock::time_point SchedTrace::fire() {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/socket/process.h"
 #include "hooks.h"
-#include "netpoll.h"
 
 namespace {
 
@@ -35,15 +35,13 @@ void Operation::await_suspend(std::coroutine_handle<> point) {
 
 Scheduler::Scheduler(std::size_t workers, std::size_t blocking)
     : timers_([this] {
-        if (polling_) netpoller_->break_poll();
+        if (polling_) netpoller_.break_poll();
       }),
-      netpoller_(std::make_unique<Netpoller>(*this)),
+      netpoller_(*this),
       pool_(blocking) {
   for (std::size_t i = 0; i < workers; ++i) workers_.push_back(std::make_unique<Worker>(*this, i));
   sleepers_.reserve(workers);  // going to sleep takes no memory
 }
-
-Scheduler::~Scheduler() = default;
 
 void Scheduler::run(Task main) {
   ++goroutines_;
@@ -190,7 +188,7 @@ bool Scheduler::poll_now(Worker& worker) {
 // By who has set polling_.
 bool Scheduler::poll(Worker& worker, Clock::time_point until) {
   ++polls_;
-  const GoroutineList woken = netpoller_->poll(until);
+  const GoroutineList woken = netpoller_.poll(until);
   worker.queue.push(woken);
   polling_ = false;
   if (unwatched_) {
@@ -263,7 +261,7 @@ void Scheduler::wake_one() {
   if (idle_ == 0 || spinning_ > 0) return;
   const std::lock_guard lock(mutex_);
   if (sleepers_.empty()) {
-    if (polling_) netpoller_->break_poll();
+    if (polling_) netpoller_.break_poll();
     return;
   }
   Worker& worker = *sleepers_.back();
@@ -284,5 +282,5 @@ void Scheduler::stop() {
   stopping_ = true;
   const std::lock_guard lock(mutex_);
   for (Worker* worker : sleepers_) worker->wake.notify_one();
-  netpoller_->break_poll();
+  netpoller_.break_poll();
 }

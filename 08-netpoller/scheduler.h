@@ -19,31 +19,12 @@
 #include <thread>
 #include <vector>
 
-#include "common/socket/process.h"
+#include "netpoll.h"
 #include "run_queue.h"
 #include "task.h"
 #include "timers.h"
 #include "worker_pool.h"
 
-// What a goroutine waits for, in the place where it waits. `co_await operation` tries it;
-// if it cannot be done now, the goroutine is suspended, and the worker, on its own stack,
-// commits: from then on whoever makes the operation possible finds the goroutine and has
-// it run, maybe on another worker and at once. So after a commit that was successful
-// nothing of the operation or the goroutine may be touched.
-class Operation {
- public:
-  // Neither throws: on a worker's own stack there is nobody to catch it.
-  virtual bool attempt() = 0;                     // whether it is done
-  virtual bool commit(Goroutine& goroutine) = 0;  // false: attempt it again
-
-  bool await_ready();
-  void await_suspend(std::coroutine_handle<> point);
-
- protected:
-  ~Operation() = default;
-};
-
-class Netpoller;
 class Scheduler;
 
 struct Worker {
@@ -72,7 +53,6 @@ class Scheduler {
   // `workers` threads run goroutines, one of them is that which calls run(); `blocking`
   // others do what blocks. Throws StartupError: no netpoller.
   Scheduler(std::size_t workers, std::size_t blocking);
-  ~Scheduler();
 
   // Runs `main`, and all that it starts, until it ends. Others that have not ended by
   // then are dropped, as in Go when main returns; unfinished() says how many. They may
@@ -86,7 +66,7 @@ class Scheduler {
   void ready(GoroutineList list);
   void put_behind(Goroutine& goroutine);  // it can go on, but others first
 
-  Netpoller& netpoller() { return *netpoller_; }
+  Netpoller& netpoller() { return netpoller_; }
   Timers& timers() { return timers_; }
   WorkerPool& pool() { return pool_; }
   std::size_t unfinished() const { return goroutines_; }
@@ -114,7 +94,7 @@ class Scheduler {
   RunQueue global_;
   std::atomic<bool> polling_ = false;
   Timers timers_;
-  std::unique_ptr<Netpoller> netpoller_;
+  Netpoller netpoller_;
   Goroutine* main_ = nullptr;
   std::exception_ptr main_error_;
   std::atomic<std::size_t> goroutines_ = 0;

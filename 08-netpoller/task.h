@@ -19,6 +19,24 @@ struct Goroutine {
   Goroutine* next = nullptr;       // in a run queue
 };
 
+// What a goroutine waits for, in the place where it waits. `co_await operation` tries it;
+// if it cannot be done now, the goroutine is suspended, and the worker, on its own stack,
+// commits: from then on whoever makes the operation possible finds the goroutine and has
+// it run, maybe on another worker and at once. So after a commit that was successful
+// nothing of the operation or the goroutine may be touched.
+class Operation {
+ public:
+  // Neither throws: on a worker's own stack there is nobody to catch it.
+  virtual bool attempt() = 0;                     // whether it is done
+  virtual bool commit(Goroutine& goroutine) = 0;  // false: attempt it again
+
+  bool await_ready();
+  void await_suspend(std::coroutine_handle<> point);
+
+ protected:
+  ~Operation() = default;
+};
+
 // Says of the goroutine that is running where it goes on when this call to it returns;
 // nowhere: it has come to its end (scheduler.cpp).
 void go_on_at(std::coroutine_handle<> point);
