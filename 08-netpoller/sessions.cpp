@@ -2,19 +2,16 @@
 
 #include <utility>
 
-Session::Session(Sessions& of, Conn& its) : sessions(of), conn(its) { sessions.add(*this); }
-Session::~Session() { sessions.remove(*this); }
-
-void Sessions::add(Session& session) {
-  const std::lock_guard lock(mutex_);
-  session.after = std::exchange(first_, &session);
-  if (session.after) session.after->before = &session;
+Session::Session(Sessions& of, Conn& its) : sessions(of), conn(its) {
+  const std::lock_guard lock(sessions.mutex_);
+  after = std::exchange(sessions.first_, this);
+  if (after) after->before = this;
 }
 
-void Sessions::remove(Session& session) {
-  const std::lock_guard lock(mutex_);
-  (session.before ? session.before->after : first_) = session.after;
-  if (session.after) session.after->before = session.before;
+Session::~Session() {
+  const std::lock_guard lock(sessions.mutex_);
+  (before ? before->after : sessions.first_) = after;
+  if (after) after->before = before;
 }
 
 // Who is quiet gets a deadline that has passed, and not a close: if he has spoken just
@@ -27,10 +24,10 @@ void Sessions::end_the_quiet() {
   }
 }
 
-void Sessions::stirs(Session& session) {
-  const std::lock_guard lock(mutex_);
-  session.quiet = false;
-  session.conn.set_read_deadline(kNever);
+void Session::stirs() {
+  const std::lock_guard lock(sessions.mutex_);
+  quiet = false;
+  conn.set_read_deadline(kNever);
 }
 
 void Sessions::close_all() {

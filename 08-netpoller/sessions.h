@@ -12,13 +12,12 @@ struct Session;
 
 class Sessions {
  public:
-  void add(Session& session);
-  void remove(Session& session);
-  void end_the_quiet();          // those for whom nothing has happened since the last call
-  void stirs(Session& session);  // something has happened: takes back what that call did
+  void end_the_quiet();  // those for whom nothing has happened since the last call
   void close_all();
 
  private:
+  friend struct Session;
+
   std::mutex mutex_;
   Session* first_ = nullptr;
 };
@@ -32,13 +31,14 @@ struct Session {
 
   // Said by its goroutine, before and after each read.
   void waits() {
-    if (quiet) sessions.stirs(*this);
+    if (quiet) stirs();
     reading.store(true, std::memory_order_release);
   }
   void goes_on() {
     reading.store(false, std::memory_order_release);
-    if (quiet) sessions.stirs(*this);
+    if (quiet) stirs();
   }
+  void stirs();  // something has happened: takes back what end_the_quiet did
 
   Sessions& sessions;
   Conn& conn;
