@@ -109,7 +109,8 @@ class Listener {
   // Throws StartupError: the port is in use, forbidden, or not ours.
   Listener(Scheduler& scheduler, const Endpoint& endpoint);
 
-  Accept accept() const { return Accept(hold_); }  // co_await accept(): an AcceptResult
+  // co_await accept(): an AcceptResult
+  Accept accept() const { return Accept(hold_); }
   Conn accept_now() const;         // one from the backlog; empty: there is none to be had
   void close() { hold_.close(); }  // any thread; releases all who accept
   void set_deadline(Clock::time_point when) { hold_.set_deadline(Direction::read, when); }
