@@ -127,7 +127,7 @@ class Server {
   void run() {
     announce(listener_);
     if (stop_asked) begin_stop();
-    while (!stopping_ || open_ > 0) wait();
+    while (listener_ || open_ > 0) wait();
   }
 
  private:
@@ -169,6 +169,7 @@ class Server {
                event.filter == EVFILT_WRITE);
       }
     }
+    if (stopping_ && listener_) stop_listening();
   }
 
   // A change that cannot be made comes back as an event, with the errno in its data.
@@ -256,16 +257,26 @@ class Server {
     return connections_[index];
   }
 
-  // No one new, but for those in the backlog: they are connected, as far as they know.
   void begin_stop() {
     if (stopping_) return;
     resume_accepting();  // if it was paused, for the last time
-    if (accepting_) accept_ready();
-    if (accepting_) set_interest(listener_.get(), kRead, kNone);
     stopping_ = true;
-    closed_.push_back(std::move(listener_));
     grace_ends_ = Clock::now() + kGrace;
+    stop_listening();
   }
+
+  // No one new, but for those in the backlog: they are connected, as far as they know.
+  // A long one takes several turns; one that never empties, at most until the grace ends.
+  void stop_listening() {
+    if (accepting_) accept_ready();
+    const bool all = !accepting_ || changes_.size() < kBatch / 2;  // accept said so
+    if (!all && !grace_is_over()) return;
+    if (accepting_) set_interest(listener_.get(), kRead, kNone);
+    closed_.push_back(std::move(listener_));
+  }
+
+  // Or so nearly that there is no other tick before.
+  bool grace_is_over() const { return Clock::now() + kTick > grace_ends_; }
 
   // A look at what no event will tell: whether there are descriptors again, and, when
   // stopping, who can go. A queue that is empty now may have bytes on their way to it;
@@ -273,7 +284,7 @@ class Server {
   // runs: one that is made when it is needed can fail, for want of what is short then.
   void on_tick() {
     if (!stopping_) return resume_accepting();
-    const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
+    const bool give_up = grace_is_over();
     for (Connection& connection : connections_) {
       if (!connection.socket) continue;
       int unread = 0;  // what came while this thread was not running

@@ -174,6 +174,29 @@ TEST_CASE("at SIGTERM who is in the backlog is served") {
   });
 }
 
+TEST_CASE("at SIGTERM a long backlog is served to its end") {
+  holds([] {
+#ifdef __linux__
+    constexpr int kClients = 1000;
+#else
+    constexpr int kClients = 120;  // macOS and FreeBSD have a backlog of 128
+#endif
+    ServerProcess server(kServer.command);
+    server.freeze();
+    std::vector<std::unique_ptr<Client>> clients;
+    for (int i = 0; i < kClients; ++i) {
+      clients.push_back(std::make_unique<Client>(server.address()));
+      clients.back()->send("hello");
+    }
+    server.signal(SIGTERM);
+    server.thaw();
+    for (auto& client : clients) CHECK(client->receive_until_end() == "hello");
+    const auto exit = server.wait_for_exit(2s);
+    REQUIRE(exit.has_value());
+    CHECK(exit->text() == "exit code 0");
+  });
+}
+
 TEST_CASE("a call that cannot go on now is made again later") {
   holds([] {
     ServerProcess server(under_strace(
