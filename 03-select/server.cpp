@@ -5,7 +5,6 @@
 // bytes have come) is now kept in a struct; and a handler never waits for more: it
 // does what can be done now, and returns what it is still interested in.
 
-#include <sys/ioctl.h>
 #include <sys/select.h>
 
 #include <algorithm>
@@ -258,9 +257,8 @@ class Server {
     const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
     for (Connection& connection : connections_) {
       if (!connection.socket) continue;
-      int unread = 0;  // what came while this thread was not running
-      ::ioctl(connection.socket.get(), FIONREAD, &unread);
-      const bool done = connection.quiet && connection.pending.empty() && unread == 0;
+      const auto [in, out] = underway(connection.socket);
+      const bool done = connection.quiet && connection.pending.empty() && !in && !out;
       connection.quiet = true;
       if (done || give_up) close(connection, connection.interest());
     }

@@ -5,7 +5,6 @@
 // what a message costs does not depend on how many connections are silent.
 
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <array>
@@ -261,9 +260,8 @@ class Server {
     const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
     for (Connection& connection : connections_) {
       if (!connection.socket) continue;
-      int unread = 0;  // what came while this thread was not running
-      ::ioctl(connection.socket.get(), FIONREAD, &unread);
-      const bool done = connection.quiet && connection.pending.empty() && unread == 0;
+      const auto [in, out] = underway(connection.socket);
+      const bool done = connection.quiet && connection.pending.empty() && !in && !out;
       connection.quiet = true;
       if (done || give_up) close(connection, connection.interest());
     }

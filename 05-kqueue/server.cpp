@@ -7,7 +7,6 @@
 #include <sys/types.h>  // OpenBSD wants it first
 
 #include <sys/event.h>
-#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <array>
@@ -287,9 +286,8 @@ class Server {
     const bool give_up = grace_is_over();
     for (Connection& connection : connections_) {
       if (!connection.socket) continue;
-      int unread = 0;  // what came while this thread was not running
-      ::ioctl(connection.socket.get(), FIONREAD, &unread);
-      const bool done = connection.quiet && connection.pending.empty() && unread == 0;
+      const auto [in, out] = underway(connection.socket);
+      const bool done = connection.quiet && connection.pending.empty() && !in && !out;
       connection.quiet = true;
       if (done || give_up) close(connection, connection.interest());
     }

@@ -1,6 +1,6 @@
 #include "connection.h"
 
-#include <sys/ioctl.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <array>
@@ -90,10 +90,10 @@ void Connection::on_writable() {
   if (output_.empty()) output_.shrink_to_fit();  // the idle keep no buffer
 }
 
-// Bytes that came while a handler kept the loop, and that will be read, are not silence.
+// What the loop has not heard of, because a handler kept it, is not silence.
 void Connection::on_idle_timer() {
   const bool silent = Clock::now() >= last_active_ + loop_.idle_timeout_;
-  if (silent && interest().read && unread())
+  if (silent && ready())
     last_active_ = Clock::now();
   else if (silent)
     return close();
@@ -105,8 +105,8 @@ void Connection::request() {
   input_.forget_taken();
 }
 
-bool Connection::unread() const {
-  int size = 0;
-  ::ioctl(socket_.get(), FIONREAD, &size);
-  return size > 0;
+bool Connection::ready() const {
+  const int events = (interest().read ? POLLIN : 0) | (interest().write ? POLLOUT : 0);
+  pollfd entry{socket_.get(), static_cast<short>(events), 0};
+  return ::poll(&entry, 1, 0) > 0;
 }

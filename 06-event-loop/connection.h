@@ -57,8 +57,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void on_readable();
   void on_writable();
   void on_idle_timer();
-  void request();       // has the handler look at what is there
-  bool unread() const;  // whether the kernel holds bytes for it
+  void request();      // has the handler look at what is there
+  bool ready() const;  // whether the loop would hear of it now
 
   EventLoop& loop_;
   Fd socket_;

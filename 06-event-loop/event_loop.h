@@ -32,7 +32,9 @@ class EventLoop {
  public:
   using OnRequest = std::function<void(Connection&)>;
 
-  // A connection on which no byte has moved for `idle_timeout` is closed; 0: never.
+  // A connection on which no byte has moved for `idle_timeout` is closed; 0: never. (Who
+  // reads very slowly moves none for long: there is room to write only when a good part of
+  // the send buffer is free.)
   explicit EventLoop(OnRequest on_request,
                      std::chrono::milliseconds idle_timeout = std::chrono::milliseconds(0));
 

@@ -1,6 +1,6 @@
 #include "connection.h"
 
-#include <sys/ioctl.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <array>
@@ -116,11 +116,11 @@ void Connection::next_request() {
   if (!waiting_ && output_.empty() && input_.len() > 0) request();
 }
 
-// Bytes that came while a handler kept the loop, and that will be read, are not silence;
-// nor is it, to wait for one's job.
+// What the loop has not heard of, because a handler kept it, is not silence; nor is it, to
+// wait for one's job.
 void Connection::on_idle_timer() {
   const bool silent = Clock::now() >= last_active_ + loop_.idle_timeout_;
-  if (silent && (waiting_ || (interest().read && unread())))
+  if (silent && (waiting_ || ready()))
     last_active_ = Clock::now();
   else if (silent)
     return close();
@@ -132,8 +132,8 @@ void Connection::request() {
   input_.forget_taken();
 }
 
-bool Connection::unread() const {
-  int size = 0;
-  ::ioctl(socket_.get(), FIONREAD, &size);
-  return size > 0;
+bool Connection::ready() const {
+  const int events = (interest().read ? POLLIN : 0) | (interest().write ? POLLOUT : 0);
+  pollfd entry{socket_.get(), static_cast<short>(events), 0};
+  return ::poll(&entry, 1, 0) > 0;
 }

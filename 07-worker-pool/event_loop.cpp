@@ -290,8 +290,8 @@ void EventLoop::on_tick() {
     if (!entry) continue;
     Connection& connection = *entry;  // closing moves the entry away
     const bool quiet = connection.last_active_ < last_tick_;
-    const bool done =
-        quiet && !connection.waiting_ && connection.output_.empty() && !connection.unread();
+    const auto [in, out] = underway(connection.socket_);
+    const bool done = quiet && !connection.waiting_ && connection.output_.empty() && !in && !out;
     if (done || give_up) close(connection);
   }
   last_tick_ = Clock::now();

@@ -72,6 +72,9 @@ TEST_CASE("at SIGTERM every byte on its way comes back") { holds(kServer, batter
 TEST_CASE("at SIGTERM who never reads is waited for until the grace ends") {
   holds(kServer, battery::stop_stuck);
 }
+TEST_CASE("at SIGTERM who reads slowly gets every byte") {
+  holds(kServer, battery::stop_unacknowledged);
+}
 TEST_CASE("a signal too many does not hold up the end") {
   holds(kServer, battery::stop_asked_again);
 }
@@ -126,7 +129,7 @@ TEST_CASE("at SIGTERM what comes in the last moment is echoed") {
   holds([] {
     // The look at the socket in the second tick, after which the client would be closed,
     // takes two seconds to begin: from 0.4 s to 2.4 s after the signal.
-    ServerProcess server(under_strace(kServer.command, {"ioctl:delay_enter=2000000:when=1"}));
+    ServerProcess server(under_strace(kServer.command, {"recvfrom:delay_enter=2000000:when=2"}));
     Client client(server.address());
     client.echo("hello");
     server.signal(SIGTERM);

@@ -46,9 +46,9 @@ Io WriteAll::call() {
   return Io::ok;
 }
 
-std::size_t Conn::unread() const {
+Underway Conn::underway() const {
   PollDesc* desc = hold_.desc();
-  return desc ? desc->unread(hold_.sequence()) : 0;
+  return desc ? desc->underway(hold_.sequence()) : Underway{};
 }
 
 Listener::Listener(Scheduler& scheduler, const Endpoint& endpoint)

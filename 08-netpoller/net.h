@@ -82,7 +82,7 @@ class Conn {
   void set_read_deadline(Clock::time_point when) { hold_.set_deadline(Direction::read, when); }
   void set_write_deadline(Clock::time_point when) { hold_.set_deadline(Direction::write, when); }
 
-  std::size_t unread() const;  // bytes that the kernel holds for it
+  Underway underway() const;  // whether the kernel holds bytes of it
 
  private:
   Hold hold_;

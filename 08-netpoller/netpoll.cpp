@@ -1,6 +1,5 @@
 #include "netpoll.h"
 
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -84,11 +83,9 @@ void PollDesc::close_descriptor() {
 }
 
 // It cannot be closed meanwhile: that takes the mutex too.
-std::size_t PollDesc::unread(std::uint32_t sequence) {
+Underway PollDesc::underway(std::uint32_t sequence) {
   const std::lock_guard guard(mutex());
-  int size = 0;
-  if (!closing() && sequence_ == sequence) ::ioctl(fd_.get(), FIONREAD, &size);
-  return static_cast<std::size_t>(std::max(0, size));
+  return closing() || sequence_ != sequence ? Underway{} : ::underway(fd_);
 }
 
 // ---- The state machine. Go: netpollblock, netpollblockcommit, netpollunblock.

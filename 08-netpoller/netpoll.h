@@ -79,7 +79,7 @@ class PollDesc final : private Timer {
   // in the past at once, even if there is something to read.
   void set_deadline(std::uint32_t sequence, Direction direction, Clock::time_point when);
 
-  std::size_t unread(std::uint32_t sequence);  // bytes that the kernel holds for it
+  Underway underway(std::uint32_t sequence);  // nothing, if it is closed
 
   // What the last read has left. One that got less than it asked for has taken all (epoll(7)
   // says so), and the next need not be tried before there is news. But after a hang-up

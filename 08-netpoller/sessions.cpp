@@ -19,7 +19,7 @@ Session::~Session() {
 void Sessions::end_the_quiet() {
   const std::lock_guard lock(mutex_);
   for (Session* session = first_; session; session = session->after) {
-    if (session->quiet.exchange(true) && session->reading)
+    if (session->quiet.exchange(true) && session->reading && !session->conn.underway().out)
       session->conn.set_read_deadline(Clock::time_point::min());
   }
 }

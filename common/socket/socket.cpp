@@ -4,6 +4,7 @@
 #include <fmt/core.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -176,6 +177,21 @@ IoResult write_some(const Fd& socket, std::string_view data) {
     if (n >= 0) return {Io::ok, static_cast<std::size_t>(n)};
     if (errno != EINTR) return {outcome_of(errno, "write", socket), 0};
   }
+}
+
+Underway underway(const Fd& socket) {
+  char byte = 0;  // FIONREAD would stop at an urgent byte
+  const bool in = ::recv(socket.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+  int out = 0;
+#if defined(__linux__)
+  ::ioctl(socket.get(), TIOCOUTQ, &out);
+#elif defined(SO_NWRITE)
+  socklen_t size = sizeof(out);
+  ::getsockopt(socket.get(), SOL_SOCKET, SO_NWRITE, &out, &size);
+#elif defined(FIONWRITE)
+  ::ioctl(socket.get(), FIONWRITE, &out);
+#endif
+  return {.in = in, .out = out > 0};
 }
 
 void set_non_blocking(const Fd& fd) {

@@ -38,6 +38,7 @@ const std::vector<Named>& all() {
       {"stop, idle", stop_idle, ""},
       {"stop, busy", stop_busy, ""},
       {"stop, stuck", stop_stuck, ""},
+      {"stop, unacknowledged", stop_unacknowledged, ""},
       {"stop, asked again", stop_asked_again, ""},
       {"idle timeout", idle_timeout, "--idle-timeout"},
       {"slow handler", slow_handler, "--work"},

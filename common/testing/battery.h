@@ -52,15 +52,16 @@ void random_errors(const Subject&);          // dies of an errno it does not kno
 void out_of_memory(const Subject&);          // dies of an allocation that fails
 
 // The process (battery_process.cpp).
-void misuse(const Subject&);            // reads "banana" as port 0
-void port_in_use(const Subject&);       // says it on stdout, or with exit code 0
-void stop_idle(const Subject&);         // ignores SIGTERM while someone is connected
-void stop_busy(const Subject&);         // closes at SIGTERM what is not flushed
-void stop_stuck(const Subject&);        // waits for ever for a client to read
-void stop_asked_again(const Subject&);  // has a handler for signals that come as it ends
-void idle_timeout(const Subject&);      // starts no timer, or never starts it again
-void slow_handler(const Subject&);      // does the slow work where it stalls the rest
-void order(const Subject&);             // lets a quick request overtake a slow one
+void misuse(const Subject&);               // reads "banana" as port 0
+void port_in_use(const Subject&);          // says it on stdout, or with exit code 0
+void stop_idle(const Subject&);            // ignores SIGTERM while someone is connected
+void stop_busy(const Subject&);            // closes at SIGTERM what is not flushed
+void stop_stuck(const Subject&);           // waits for ever for a client to read
+void stop_unacknowledged(const Subject&);  // takes what is written for what is received
+void stop_asked_again(const Subject&);     // has a handler for signals that come as it ends
+void idle_timeout(const Subject&);         // starts no timer, or never starts it again
+void slow_handler(const Subject&);         // does the slow work where it stalls the rest
+void order(const Subject&);                // lets a quick request overtake a slow one
 
 struct Named {
   const char* name;  // as BATTERY's table and --only have it

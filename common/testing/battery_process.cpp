@@ -105,6 +105,26 @@ void stop_stuck(const Subject& subject) {
   expect_clean_exit(server, 7s, "with a client that never reads (the grace is 5 s)");
 }
 
+void stop_unacknowledged(const Subject& subject) {
+  ServerProcess server(subject.command);
+  Client client(server.address());
+  std::string data(1 << 20, '\0');
+  fill_pattern(seed(), 0, data);
+  client.send(data);
+  client.hears_within(patience);
+  server.signal(SIGTERM);
+  // All of it is written, and most is not received. Without the connection's last words a
+  // server that closes it now would lose nothing: the kernel would send the rest.
+  if (server.wait_for_exit(1s)) {
+    fail("gone 1 s after SIGTERM, though the client has yet to receive; stderr: \"{}\"",
+         server.errors());
+  }
+  client.send("!");
+  if (client.receive(data.size() + 1) != data + "!") fail("what came back is not what was sent");
+  client.finish_sending();
+  expect_clean_exit(server, patience, "and the last byte");
+}
+
 void stop_asked_again(const Subject& subject) {
   // Each close takes 20 ms: signals come, too, while the server takes itself apart.
   ServerProcess server(under_strace(subject.command, {"close:delay_exit=20000"}));

@@ -260,8 +260,9 @@ void Server::handle_timers() {
     if (idle_ > 0ms && now - c.last_heard >= idle_ && !faulty("starts-no-timer")) c.closed = true;
     if (grace_ends_ && c.output.empty() && !c.finished && !c.done_at)
       or_close(c, [&] { read_ready(c); });  // what is still unread
-    const bool drained =
-        c.output.empty() && !c.done_at && !c.finished && now - c.last_heard > 100ms;
+    const bool drained = c.output.empty() && !c.done_at && !c.finished &&
+                         now - c.last_heard > 100ms &&
+                         (!underway(c.socket).out || faulty("takes-written-for-received"));
     if (grace_ends_ && drained && !faulty("waits-for-the-idle")) c.closed = true;
   }
 }

@@ -122,6 +122,9 @@ TEST_CASE("caught: bytes dropped at SIGTERM") {
 TEST_CASE("caught: waiting for ever at SIGTERM") {
   catches(battery::stop_stuck, "stop-without-grace");
 }
+TEST_CASE("caught: what is written taken for received at SIGTERM") {
+  catches(battery::stop_unacknowledged, "takes-written-for-received");
+}
 TEST_CASE("caught: a signal handler that uses what is gone") {
   catches(battery::stop_asked_again, "uses-at-a-signal-what-is-gone");
 }
