@@ -134,7 +134,7 @@ void EventLoop::start_job(Connection& connection) {
   work->job = std::exchange(connection.job_, nullptr);
   std::list<Task> back;
   back.emplace_back([this, work] { finish_job(*work); });
-  workers_.try_submit([this, work = std::move(work), back = std::move(back)]() mutable {
+  auto there = [this, work = std::move(work), back = std::move(back)]() mutable {
     try {
       work->result = work->job();
     } catch (const std::exception& error) {
@@ -144,16 +144,25 @@ void EventLoop::start_job(Connection& connection) {
     }
     work->job = nullptr;
     post(back);
-  });
+  };
+  if (workers_.try_submit(std::move(there))) ++unfinished_jobs_;
 }
 
+// A job is finished here, and not when its worker has put it down: that may be after the
+// reply has gone, and the loop with it.
 void EventLoop::finish_job(Work& work) {
+  --unfinished_jobs_;
   let_in();
   const auto connection = work.connection.lock();
   if (!connection || connection->closed_) return;
   if (!work.result) return close(*connection);
   connection->result_ = std::move(*work.result);
   run(*connection, &Connection::on_result);
+}
+
+std::size_t EventLoop::unfinished_jobs() const {
+  assert_in_loop_thread();
+  return unfinished_jobs_;
 }
 
 void EventLoop::accept_ready() {

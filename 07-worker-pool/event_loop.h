@@ -54,7 +54,7 @@ class EventLoop {
 
   // Jobs in the pool that are left after serve, as they took too long. The loop's destructor
   // drops those that wait, and waits for those that are being done.
-  std::size_t unfinished_jobs() const { return workers_.unfinished(); }
+  std::size_t unfinished_jobs() const;
 
   // Has the loop's thread run the task soon; or, by run_after, when the delay has passed.
   // What a task throws, serve throws.
@@ -119,5 +119,6 @@ class EventLoop {
   Clock::time_point last_tick_;
 
   std::deque<std::weak_ptr<Connection>> line_;  // whose job is not yet in the queue
+  std::size_t unfinished_jobs_ = 0;             // in the queue, at work, or on their way back
   WorkerPool workers_;  // the last member, so the first to go: its threads use the others
 };

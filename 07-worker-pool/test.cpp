@@ -292,6 +292,7 @@ TEST_CASE("at SIGTERM jobs are finished and their replies sent") {
     const auto exit = server.wait_for_exit(2s);
     REQUIRE(exit.has_value());
     CHECK(exit->text() == "exit code 0");
+    CHECK(server.errors() == std::string());
   });
 }
 

@@ -18,11 +18,6 @@ bool WorkerPool::full() const {
   return jobs_.size() >= queue_;
 }
 
-std::size_t WorkerPool::unfinished() const {
-  const std::lock_guard lock(mutex_);
-  return jobs_.size() + running_;
-}
-
 bool WorkerPool::try_submit(Job job) {
   {
     const std::lock_guard lock(mutex_);
@@ -42,12 +37,10 @@ void WorkerPool::work() {
     {
       const Job job = std::move(jobs_.front());
       jobs_.pop_front();
-      ++running_;
       lock.unlock();
       job();
     }  // what the job held is given back here, unlocked too
     lock.lock();
-    --running_;
   }
 }
 

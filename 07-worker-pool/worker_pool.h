@@ -27,7 +27,6 @@ class WorkerPool {
 
   // Any thread may ask. If only one submits, what full() says of room stays true for it.
   bool full() const;
-  std::size_t unfinished() const;  // jobs that wait, and those that are being done
 
   // False: the queue is full, and the job is not taken.
   bool try_submit(Job job);
@@ -40,7 +39,6 @@ class WorkerPool {
   mutable std::mutex mutex_;         // of all that follows
   std::condition_variable changed_;  // a job has come, or the end
   std::deque<Job> jobs_;
-  std::size_t running_ = 0;
   bool stopping_ = false;
   std::vector<std::thread> threads_;  // the constructor's and the destructor's
 };
