@@ -297,6 +297,20 @@ TEST_CASE("who never reads is closed when nothing has moved for too long") {
   });
 }
 
+TEST_CASE("who has received while the server was held up is not silent") {
+  holds([] {
+    ServerProcess server(kServer.command.with({"--idle-timeout", "1s"}));
+    Client client(server.address());
+    const std::size_t sent = client.send_what_fits(std::string(16 << 20, 'x'));
+    server.freeze();
+    REQUIRE(sent > 4 << 20);
+    client.receive(3 << 19);  // enough that there is room to write
+    std::this_thread::sleep_for(1200ms);
+    server.thaw();
+    client.receive(sent - (3 << 19));
+  });
+}
+
 TEST_CASE("a duration needs its unit") {
   holds([] {
     for (const char* flag : {"--idle-timeout", "--work"}) {

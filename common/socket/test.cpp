@@ -235,6 +235,31 @@ TEST_CASE("a reset is peer_gone for read and write and no signal") {
   CHECK(write_some(pair.server, "anybody?").status == Io::peer_gone);  // EPIPE, not SIGPIPE
 }
 
+TEST_CASE("what is under way is known in both directions") {
+  Pair pair;
+  CHECK_FALSE(underway(pair.server).in);
+  CHECK_FALSE(underway(pair.server).out);
+  REQUIRE(::send(pair.client.get(), "!", 1, MSG_OOB) == 1);
+  REQUIRE(write_some(pair.client, "behind an urgent byte").status == Io::ok);
+  await(pair.server, POLLIN);
+  CHECK(underway(pair.server).in);
+  std::array<char, 64> buffer;
+  while (read_some(pair.server, buffer).status == Io::ok) {
+  }
+  CHECK_FALSE(underway(pair.server).in);
+  const std::string much(1 << 20, 'x');
+  while (write_some(pair.server, much).status == Io::ok) {
+  }
+  if (!underway(pair.server).out) return;  // a system that does not tell
+  std::vector<char> all(1 << 20);
+  for (int quiet = 0; quiet < 50; ++quiet) {
+    while (read_some(pair.client, all).status == Io::ok) quiet = 0;
+    if (!underway(pair.server).out) break;
+    ::poll(nullptr, 0, 10);
+  }
+  CHECK_FALSE(underway(pair.server).out);
+}
+
 TEST_CASE("a signal does not end a blocking read") {
   Pair pair(Mode::blocking);
   struct sigaction action = {};
