@@ -68,10 +68,11 @@ IoResult read_some(const Fd& socket, std::span<char> buffer);
 // Source: write(2).
 IoResult write_some(const Fd& socket, std::string_view data);
 
-// What the kernel holds of a connection, by direction. `in`: something has come that is
-// not read. `out`: something was written that the peer's kernel has not acknowledged; if
-// the socket is closed now, and the peer sends once more, that is lost: the kernel answers
-// with a reset. Source: tcp(7) on SIOCOUTQ, RFC 1122 4.2.2.13.
+// What the kernel holds of a connection, by direction. `in`: bytes that have come and are
+// not read. `out`: bytes that were written and that the peer's kernel has not acknowledged.
+// After a close the kernel goes on sending these, but if the peer sends anything more it
+// answers with a reset, and they are lost. Where the system does not tell, false.
+// Source: tcp(7) on SIOCOUTQ, RFC 1122 4.2.2.13.
 struct Underway {
   bool in;
   bool out;

@@ -250,7 +250,9 @@ TEST_CASE("what is under way is known in both directions") {
   const std::string much(1 << 20, 'x');
   while (write_some(pair.server, much).status == Io::ok) {
   }
-  if (!underway(pair.server).out) return;  // a system that does not tell
+#ifdef __linux__  // other systems may not tell
+  REQUIRE(underway(pair.server).out);
+#endif
   std::vector<char> all(1 << 20);
   for (int quiet = 0; quiet < 50; ++quiet) {
     while (read_some(pair.client, all).status == Io::ok) quiet = 0;

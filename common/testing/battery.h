@@ -58,7 +58,7 @@ void stop_idle(const Subject&);            // ignores SIGTERM while someone is c
 void stop_busy(const Subject&);            // closes at SIGTERM what is not flushed
 void stop_stuck(const Subject&);           // waits for ever for a client to read
 void stop_unacknowledged(const Subject&);  // takes what is written for what is received
-void stop_asked_again(const Subject&);     // has a handler for signals that come as it ends
+void stop_asked_again(const Subject&);     // has a signal's handler use what is gone
 void idle_timeout(const Subject&);         // starts no timer, or never starts it again
 void slow_handler(const Subject&);         // does the slow work where it stalls the rest
 void order(const Subject&);                // lets a quick request overtake a slow one
