@@ -171,7 +171,7 @@ void EventLoop::stop() {
 // A byte in the pipe makes its other end readable, and ends the wait. If the pipe is
 // full (EAGAIN), it is readable already.
 void EventLoop::wake() {
-  while (::write(wake_.write_end.get(), "!", 1) < 0 && errno == EINTR) {
+  while (::write(wake_.write_end.get(), "!", 1) < 0 && errno != EAGAIN) {
   }
 }
 

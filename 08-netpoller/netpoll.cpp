@@ -326,6 +326,6 @@ void Netpoller::report(int fd, std::uint32_t sequence, Readiness readiness, Goro
 void Netpoller::break_poll() {
   if (broken_.exchange(true)) return;
   ++breaks_;
-  while (::write(break_.write_end.get(), "!", 1) < 0 && errno == EINTR) {
+  while (::write(break_.write_end.get(), "!", 1) < 0 && errno != EAGAIN) {
   }
 }
