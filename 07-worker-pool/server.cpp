@@ -18,6 +18,8 @@
 
 namespace {
 
+constexpr std::size_t kMostThreads = 10'000;
+
 EventLoop* loop_to_stop = nullptr;
 
 // Once: at a second signal the loop may be gone.
@@ -44,7 +46,7 @@ int main(int argc, char** argv) {
   options.add(endpoint);
   options.add("idle-timeout", idle_timeout, "closes who is silent for so long");
   options.add("work", work, "what a request that begins with # takes, blocking");
-  options.add("workers", workers, "threads that do such work");
+  options.add("workers", workers, "threads that do such work", kMostThreads);
   options.add("queue", queue, "requests that wait for a worker, at most");
   options.parse(argc, argv);
 

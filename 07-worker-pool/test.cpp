@@ -345,9 +345,7 @@ TEST_CASE("threads that cannot be had end the start in one line") {
     // Two of the three it is to have; then there are no more.
     const Command command = under_strace(kServer.command.with({"--workers", "3", "--port", "0"}),
                                          {"?clone,?clone3:error=EAGAIN:when=3"});
-    const Run run = run_to_end(command, 5s);
-    CHECK(run.exit.text() == "exit code 1");
-    CHECK(run.errors.find("Resource temporarily unavailable") != std::string::npos);
+    battery::expect_refusal(command, 1, "cannot start 3 workers: Resource temporarily unavailable");
   });
 }
 
@@ -399,6 +397,15 @@ TEST_CASE("a duration needs its unit") {
         battery::expect_refusal(kServer.command.with({flag, value}), 2,
                                 "takes a time with its unit");
       }
+    }
+  });
+}
+
+TEST_CASE("workers are at most 10,000") {
+  holds([] {
+    for (const char* value : {"0", "10001", "1000000000", "two"}) {
+      battery::expect_refusal(kServer.command.with({"--workers", value}), 2,
+                              "--workers takes a number from 1 to 10000");
     }
   });
 }

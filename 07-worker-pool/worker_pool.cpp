@@ -1,13 +1,16 @@
 #include "worker_pool.h"
 
+#include <exception>
 #include <utility>
+
+#include "common/socket/process.h"
 
 WorkerPool::WorkerPool(std::size_t workers, std::size_t queue) : queue_(queue) {
   try {
     for (std::size_t i = 0; i < workers; ++i) threads_.emplace_back([this] { work(); });
-  } catch (...) {
+  } catch (const std::exception& error) {
     stop();  // those that were started
-    throw;
+    throw StartupError(fmt::format("cannot start {} workers: {}", workers, error.what()));
   }
 }
 

@@ -18,7 +18,7 @@ class WorkerPool {
   using Job = std::function<void()>;  // must not throw
 
   // `workers` threads, and at most `queue` jobs that wait for one. Throws
-  // std::system_error when there cannot be so many threads.
+  // StartupError when there cannot be so many threads.
   WorkerPool(std::size_t workers, std::size_t queue);
   // Drops the jobs that wait, waits for those that run, and joins every thread.
   ~WorkerPool();

@@ -48,8 +48,7 @@ void Scheduler::run(Task main) {
   main_ = &main.release();
   std::vector<std::thread> threads;
   try {
-    for (std::size_t i = 1; i < workers_.size(); ++i)
-      threads.emplace_back([this, i] { work(*workers_[i]); });
+    for (std::size_t i = 1; i < workers_.size(); ++i) threads.push_back(start(*workers_[i]));
     ready(*main_);
     work(*workers_[0]);
   } catch (...) {
@@ -58,6 +57,12 @@ void Scheduler::run(Task main) {
   }
   for (std::thread& thread : threads) thread.join();
   if (main_error_) std::rethrow_exception(main_error_);
+}
+
+std::thread Scheduler::start(Worker& worker) try {
+  return std::thread([this, &worker] { work(worker); });
+} catch (const std::exception& error) {
+  throw StartupError(fmt::format("cannot start {} workers: {}", workers_.size(), error.what()));
 }
 
 void Scheduler::go(Task task) {

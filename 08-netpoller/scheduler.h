@@ -57,8 +57,8 @@ class Scheduler {
   // Runs `main`, and all that it starts, until it ends. Others that have not ended by
   // then are dropped, as in Go when main returns; unfinished() says how many. They may
   // run for a moment longer than main: what they refer to must not be main's own. Throws
-  // what main throws; std::system_error for want of threads. (A poll that fails is a bug, and
-  // ends the program.)
+  // what main throws; StartupError for want of threads. (A poll that fails is a bug, and ends
+  // the program.)
   void run(Task main);
 
   // Any thread may call these.
@@ -74,6 +74,7 @@ class Scheduler {
   std::string trace();  // a line as of GODEBUG=schedtrace (schedtrace.cpp)
 
  private:
+  std::thread start(Worker& worker);
   void work(Worker& worker);
   void run(Worker& worker, Goroutine& goroutine);
   void finish(Goroutine& goroutine);

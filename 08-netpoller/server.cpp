@@ -34,6 +34,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kTick{200};    // from one look at who can go to the next
 constexpr milliseconds kGrace{5000};  // from SIGTERM to the end, at most
 constexpr std::size_t kBlockingThreads = 16;
+constexpr std::size_t kMostThreads = 10'000;  // as many as Go allows, debug.SetMaxThreads
 
 struct Limits {
   milliseconds idle_timeout{0};
@@ -135,7 +136,7 @@ int main(int argc, char** argv) {
   std::size_t workers = std::max(1u, std::thread::hardware_concurrency());
   Options options("An echo server of goroutines: each waits, and none keeps a thread waiting.");
   options.add(endpoint);
-  options.add("workers", workers, "threads that run goroutines");
+  options.add("workers", workers, "threads that run goroutines", kMostThreads);
   options.add("idle-timeout", limits.idle_timeout, "closes who is silent for so long");
   options.add("work", limits.work, "what a request that begins with # takes, blocking");
   options.add("schedtrace", limits.trace, "says so often what the scheduler does");

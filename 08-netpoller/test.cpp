@@ -264,6 +264,14 @@ TEST_CASE("one slow request delays nobody else on one worker either") {
         battery::slow_handler);
 }
 
+TEST_CASE("threads that cannot be had end the start in one line") {
+  holds([] {
+    const Command command = under_strace(kServer.command.with({"--workers", "3", "--port", "0"}),
+                                         {"?clone,?clone3:error=EAGAIN:when=2"});
+    battery::expect_refusal(command, 1, "cannot start 3 workers: Resource temporarily unavailable");
+  });
+}
+
 TEST_CASE("who asks for blocking work when there can be no thread is closed and nobody else") {
   holds([] {
     if (POLLER != std::string("epoll")) skip("libkqueue needs threads of its own");
@@ -439,6 +447,15 @@ TEST_CASE("a duration needs its unit") {
         battery::expect_refusal(kServer.command.with({flag, value}), 2,
                                 "takes a time with its unit");
       }
+    }
+  });
+}
+
+TEST_CASE("workers are at most 10,000") {
+  holds([] {
+    for (const char* value : {"0", "10001", "1000000000", "two"}) {
+      battery::expect_refusal(kServer.command.with({"--workers", value}), 2,
+                              "--workers takes a number from 1 to 10000");
     }
   });
 }

@@ -58,12 +58,13 @@ void Options::add(const char* name, std::uint16_t& value, const std::string& mea
                     "a number from 0 to 65535"});
 }
 
-void Options::add(const char* name, std::size_t& value, const std::string& meaning) {
+void Options::add(const char* name, std::size_t& value, const std::string& meaning,
+                  std::size_t most) {
   flags_.push_back({name, "N", fmt::format("{} (default: {})", meaning, value),
-                    [&value](const std::string& text) {
-                      return parse_number<std::size_t>(text, 1, 1'000'000'000, value);
+                    [&value, most](const std::string& text) {
+                      return parse_number<std::size_t>(text, 1, most, value);
                     },
-                    "a number from 1 to 1000000000"});
+                    fmt::format("a number from 1 to {}", most)});
 }
 
 void Options::add(const char* name, std::chrono::milliseconds& value, const std::string& meaning) {

@@ -32,7 +32,8 @@ class Options {
   void add(const char* name, bool& value, const std::string& meaning);  // no value: it sets true
   void add(const char* name, std::string& value, const std::string& meaning);
   void add(const char* name, std::uint16_t& value, const std::string& meaning);  // 0 to 65535
-  void add(const char* name, std::size_t& value, const std::string& meaning);  // 1 to 1,000,000,000
+  void add(const char* name, std::size_t& value, const std::string& meaning,
+           std::size_t most = 1'000'000'000);  // 1 to `most`
   // A number with its unit: 300ms, 30s, 5m, 1h. Positive, at most 24 days.
   void add(const char* name, std::chrono::milliseconds& value, const std::string& meaning);
 
