@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <new>
 #include <span>
 #include <utility>
 
@@ -54,7 +55,12 @@ void Connection::write(std::string_view data) {
     data.remove_prefix(out.size);
     last_active_ = Clock::now();
   }
-  output_ += data;
+  if (data.empty()) return;
+  try {
+    output_ += data;
+  } catch (const std::bad_alloc&) {  // nothing may come behind what is missing
+    return close();
+  }
   loop_.apply_interest(*this);
 }
 

@@ -1,5 +1,6 @@
 // The loop from inside: tasks, timers, and handlers that misbehave.
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,6 +38,22 @@ std::size_t open_descriptors() {
   return static_cast<std::size_t>(std::distance(
       std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator()));
 }
+
+// As long as it lives the process gets no memory that it has not got yet.
+class NoMoreMemory {
+ public:
+  NoMoreMemory() {
+    ::getrlimit(RLIMIT_AS, &before_);
+    const rlimit none{0, before_.rlim_max};
+    ::setrlimit(RLIMIT_AS, &none);
+  }
+  ~NoMoreMemory() { ::setrlimit(RLIMIT_AS, &before_); }
+  NoMoreMemory(const NoMoreMemory&) = delete;
+  NoMoreMemory& operator=(const NoMoreMemory&) = delete;
+
+ private:
+  rlimit before_{};
+};
 
 }  // namespace
 
@@ -122,6 +139,12 @@ TEST_CASE("a wait for a timer is rounded up") {
   const auto wait = timers.until_next();
   REQUIRE(wait.has_value());
   CHECK(Clock::now() + *wait >= due);
+}
+
+TEST_CASE("a wait ends after an hour though no timer is due") {
+  Timers timers;
+  timers.add(Clock::now() + 24h * 30, [] {});  // more milliseconds than an int holds
+  CHECK(timers.until_next() == milliseconds(1h));
 }
 
 TEST_CASE("a cancelled timer does not run") {
@@ -212,6 +235,46 @@ TEST_CASE("who leaves a full buffer is closed") {
     CHECK(!client.is_closed_within(100ms));
     client.send("x");
     CHECK(client.is_closed_within(patience));
+  });
+}
+
+TEST_CASE("a full buffer may be taken and answered in pieces") {
+  holds([] {
+    constexpr std::size_t kFull = 64 * 1024;
+    LoopUnderTest server([](Connection& conn) {
+      if (conn.reader().len() < kFull) return;
+      conn.write("all: ");  // and nothing has been taken yet
+      echo(conn);
+    });
+    Client client(server.address());
+    const std::string request(kFull, 'x');
+    client.send(request);
+    CHECK(client.receive(5 + kFull) == "all: " + request);
+  });
+}
+
+TEST_CASE("without memory for what it is to be sent a connection ends and not who sends it") {
+  holds([] {
+    if (kSanitized) skip("memory is the sanitizer's here");
+#ifdef __APPLE__
+    skip("RLIMIT_AS limits nothing here");
+#endif
+    const std::string much(100 << 20, 'x');  // more than a thread has reserved
+    std::weak_ptr<Connection> other;
+    LoopUnderTest server([&](Connection& conn) {
+      if (conn.reader().peek(1) == "b") other = conn.weak_from_this();
+      if (conn.reader().peek(1) == "a") {
+        const NoMoreMemory none;
+        other.lock()->write(much);  // what the socket does not take has to be kept
+      }
+      echo(conn);
+    });
+    Client a(server.address());
+    Client b(server.address());
+    b.echo("b");
+    a.echo("a");
+    CHECK(b.receive_until_end().size() < much.size());
+    a.echo("still here");
   });
 }
 

@@ -23,7 +23,7 @@ class Timers {
   void cancel(const Timer& timer) { tasks_.erase(timer); }
 
   // How long until the next is due, or `latest` has come, in whole milliseconds, rounded
-  // up; 0: one is due now; nothing: there is none.
+  // up, an hour at most; 0: one is due now; nothing: there is none.
   std::optional<std::chrono::milliseconds> until_next(Clock::time_point latest = kNever) const;
 
   // Runs those that are due now. Each may add and cancel others.

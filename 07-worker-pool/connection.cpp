@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <new>
 #include <span>
 #include <stdexcept>
 #include <utility>
@@ -55,7 +56,12 @@ void Connection::write(std::string_view data) {
     data.remove_prefix(out.size);
     last_active_ = Clock::now();
   }
-  output_ += data;
+  if (data.empty()) return;
+  try {
+    output_ += data;
+  } catch (const std::bad_alloc&) {  // nothing may come behind what is missing
+    return close();
+  }
   loop_.apply_interest(*this);
 }
 
@@ -70,7 +76,6 @@ void Connection::offload(Job job, Then then) {
   if (waiting_) throw std::logic_error("a connection has one job at a time");
   job_ = std::move(job);
   then_ = std::move(then);
-  waiting_ = true;
   loop_.queue_up(*this);
 }
 
@@ -110,10 +115,10 @@ void Connection::on_result() {
   next_request();
 }
 
-// What the handler left unread when it had a job done is the next request; but not
-// before the reply to this one has gone.
+// What the handler left unread when it had a job done is the next request, as soon as the
+// reply to this one has gone. (Or earlier, if more comes.)
 void Connection::next_request() {
-  if (!waiting_ && output_.empty() && input_.len() > 0) request();
+  if (!closed_ && !waiting_ && output_.empty() && input_.len() > 0) request();
 }
 
 // What the loop has not heard of, because a handler kept it, is not silence; nor is it, to

@@ -22,7 +22,10 @@ constexpr milliseconds kGrace{5000};  // from a stop to the end, at most
 
 EventLoop::EventLoop(OnRequest on_request, milliseconds idle_timeout, std::size_t workers,
                      std::size_t queue)
-    : on_request_(std::move(on_request)), idle_timeout_(idle_timeout), workers_(workers, queue) {
+    : on_request_(std::move(on_request)),
+      idle_timeout_(idle_timeout),
+      most_jobs_(workers + queue),
+      workers_(workers, most_jobs_) {
   if (!poller_.set_interest(wake_.read_end.get(), kNone, kRead))
     throw StartupError("cannot watch a pipe: no room");
 }
@@ -74,9 +77,10 @@ void EventLoop::run(Connection& connection, void (Connection::*step)()) {
 // A connection knows what it wants; the poller is told when that has changed. Nothing:
 // it is finished, unless its job is not.
 void EventLoop::apply_interest(Connection& connection) {
+  if (connection.closed_) return;
   const Interest now = connection.interest();
-  if (connection.closed_ || now == connection.watched_) return;
   if (now == kNone && !connection.waiting_) return close(connection);
+  if (now == connection.watched_) return;
   if (!poller_.set_interest(connection.socket_.get(), connection.watched_, now))
     return close(connection);
   connection.watched_ = now;
@@ -103,16 +107,19 @@ std::shared_ptr<Connection>& EventLoop::slot(int fd) {
   return connections_[index];
 }
 
-// Everyone who has a job stands in line, and is let in as long as the queue has room.
+// Everyone who has a job stands in line, and is let in as long as there is room: for one
+// job a worker, and as many more as the queue is long.
 // With a job in the line he is not read from: what he sends next waits in the kernel,
 // and when that is full too, in his own program. So the bound reaches him.
 void EventLoop::queue_up(Connection& connection) {
   line_.push_back(connection.weak_from_this());
+  connection.waiting_ = true;
+  apply_interest(connection);
   let_in();
 }
 
 void EventLoop::let_in() {
-  while (!line_.empty() && !workers_.full()) {
+  while (!line_.empty() && unfinished_jobs_ < most_jobs_) {
     const auto connection = line_.front().lock();
     line_.pop_front();
     if (connection) run(*connection, &Connection::start_job);

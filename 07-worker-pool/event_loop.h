@@ -3,10 +3,10 @@
 //   EventLoop loop{on_request};
 //   loop.serve(std::move(listener));
 //
-// `on_request` is called when bytes have come, or when the reply to a job has gone and
-// something was left in the reader; it takes those that make a whole request
-// from conn.reader(), and leaves the others until more have come. If it leaves 64 KiB,
-// nothing can ever come behind them, and the connection is closed. If it throws, its
+// `on_request` is called when bytes have come, or when a reply has gone that had to wait,
+// for a job or for room, and something was left in the reader; it takes those that make a
+// whole request from conn.reader(), and leaves the others until more have come. If it leaves
+// 64 KiB, nothing can ever come behind them, and the connection is closed. If it throws, its
 // connection is closed, and no other. It must not block: what would is for conn.offload.
 //
 // `post` and `stop` may be called by any thread; all else belongs to the thread that
@@ -49,7 +49,8 @@ class EventLoop {
 
   // Ends serve: nobody new comes in, those with bytes on their way are served, and it
   // returns when all have gone, after 5 s at the latest. A signal handler may call it.
-  // Jobs are finished as far as there is time for it, and their replies sent.
+  // Jobs are finished as far as there is time for it, and their replies sent. (Not if
+  // their connection is closed.)
   void stop();
 
   // Jobs in the pool that are left after serve, as they took too long. The loop's destructor
@@ -120,5 +121,6 @@ class EventLoop {
 
   std::deque<std::weak_ptr<Connection>> line_;  // whose job is not yet in the queue
   std::size_t unfinished_jobs_ = 0;             // in the queue, at work, or on their way back
+  const std::size_t most_jobs_;
   WorkerPool workers_;  // the last member, so the first to go: its threads use the others
 };

@@ -21,7 +21,7 @@ struct Interest {
 inline constexpr Interest kNone{};
 inline constexpr Interest kRead{.read = true};
 
-// A descriptor that need not be waited for. An error counts as both.
+// A descriptor that need not be waited for. For epoll an error counts as both.
 struct Ready {
   int fd;
   bool readable;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <ctime>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -119,9 +120,7 @@ TEST_CASE("a queue takes as many jobs as it is long") {
     CHECK(pool.try_submit([&] { gate.pass(); }));
     CHECK(gate.reached_by(1));  // the worker has it: the queue is empty
     CHECK(pool.try_submit([] {}));
-    CHECK_FALSE(pool.full());
     CHECK(pool.try_submit([] {}));
-    CHECK(pool.full());
     CHECK_FALSE(pool.try_submit([] {}));
     gate.open();
     CHECK(wait_until(patience, [&] { return pool.try_submit([] {}); }));
@@ -314,6 +313,95 @@ TEST_CASE("the reply for a client that has gone reaches nobody") {
     CHECK(wait_until(patience, [&] { return unfinished_jobs(server) == 0; }));
     CHECK_FALSE(next.hears_within(100ms));
     next.echo("hello");
+  });
+}
+
+TEST_CASE("a short queue keeps no worker from work") {
+  holds([] {
+    Gate gate;
+    LoopUnderTest server(jobs_at(gate), 0ms, 4, 1);
+    std::vector<std::unique_ptr<Client>> clients;
+    for (int i = 0; i < 8; ++i) clients.push_back(std::make_unique<Client>(server.address()));
+    server.run([&] {  // all come in one turn of the loop
+      for (auto& client : clients) client->send("#");
+    });
+    CHECK(gate.reached_by(4));
+    gate.open();
+    for (auto& client : clients) CHECK(client->receive(1) == "#");
+  });
+}
+
+TEST_CASE("who has finished sending is closed after his last job") {
+  holds([] {
+    constexpr std::size_t kReply = 40'000;  // little enough that his FIN is read beside it
+    constexpr std::size_t kRequests = 400;  // enough to fill the queues on the way
+    std::atomic<int> jobs = 0;
+    LoopUnderTest server([&](Connection& conn) {
+      const bool last = conn.reader().next(1) == "z";
+      conn.offload(
+          [&jobs, last] {
+            ++jobs;
+            if (last) std::this_thread::sleep_for(100ms);  // until all else has gone
+            return std::string(kReply, 'x');
+          },
+          reply);
+    });
+    Client client(server.address());
+    client.send(std::string(kRequests - 1, 'a') + "z");
+    client.finish_sending();
+    int before = -1;
+    CHECK(wait_until(patience, [&] {
+      std::this_thread::sleep_for(100ms);
+      return std::exchange(before, jobs.load()) == jobs;
+    }));
+    client.receive(kRequests * kReply);
+    CHECK(client.is_closed_within(patience));
+  });
+}
+
+TEST_CASE("who is given a job by somebody else is not read from either") {
+  holds([] {
+    Gate gate;
+    std::weak_ptr<Connection> known;
+    const auto on_request = jobs_at(gate);
+    LoopUnderTest server(
+        [&](Connection& conn) {
+          if (conn.reader().peek(1) == "!") known = conn.weak_from_this();
+          on_request(conn);
+        },
+        0ms, 1, 1);
+    std::vector<std::unique_ptr<Client>> slow;
+    for (int i = 0; i < 2; ++i) {  // one at work, one in the queue
+      slow.push_back(std::make_unique<Client>(server.address()));
+      slow.back()->send("#");
+    }
+    CHECK(gate.reached_by(1));
+    Client client(server.address());
+    client.echo("!");
+    server.run([&] { known.lock()->offload([] { return std::string("job"); }, reply); });
+    client.send("more");
+    const std::clock_t before = std::clock();
+    CHECK_FALSE(client.hears_within(300ms));
+    CHECK(std::clock() - before < CLOCKS_PER_SEC / 10);  // it sleeps
+    gate.open();
+    CHECK(client.receive(7) == "jobmore");
+  });
+}
+
+TEST_CASE("what is left of a connection that is closed is not handled") {
+  holds([] {
+    std::atomic<int> calls = 0;
+    LoopUnderTest server([&](Connection& conn) {
+      ++calls;
+      conn.reader().skip(1);
+      conn.offload([] { return std::string(); },
+                   [](Connection& again, std::string_view) { again.close(); });
+    });
+    Client client(server.address());
+    client.send("ab");
+    CHECK(client.is_closed_within(patience));
+    server.run([] {});
+    CHECK(calls == 1);
   });
 }
 

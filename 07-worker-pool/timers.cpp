@@ -11,11 +11,12 @@ Timer Timers::add(Clock::time_point when, Task task) {
 }
 
 // Rounded up: a wait that is cut short by a fraction would end before the timer is due,
-// and the loop would turn, at full speed, until it is.
+// and the loop would turn, at full speed, until it is. And it has an end, as systems want it.
 std::optional<milliseconds> Timers::until_next(Clock::time_point latest) const {
   const auto next = tasks_.empty() ? latest : std::min(latest, tasks_.begin()->first.first);
   if (next == kNever) return std::nullopt;
-  return std::max(milliseconds(0), std::chrono::ceil<milliseconds>(next - Clock::now()));
+  const auto left = std::chrono::ceil<milliseconds>(next - Clock::now());
+  return std::clamp<milliseconds>(left, milliseconds(0), std::chrono::hours(1));
 }
 
 // A task is taken out before it runs, for it may cancel any timer, itself too; and what

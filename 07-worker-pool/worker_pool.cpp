@@ -16,11 +16,6 @@ WorkerPool::WorkerPool(std::size_t workers, std::size_t queue) : queue_(queue) {
 
 WorkerPool::~WorkerPool() { stop(); }
 
-bool WorkerPool::full() const {
-  const std::lock_guard lock(mutex_);
-  return jobs_.size() >= queue_;
-}
-
 bool WorkerPool::try_submit(Job job) {
   {
     const std::lock_guard lock(mutex_);

@@ -25,9 +25,6 @@ class WorkerPool {
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 
-  // Any thread may ask. If only one submits, what full() says of room stays true for it.
-  bool full() const;
-
   // False: the queue is full, and the job is not taken.
   bool try_submit(Job job);
 
@@ -36,7 +33,7 @@ class WorkerPool {
   void stop();
 
   const std::size_t queue_;
-  mutable std::mutex mutex_;         // of all that follows
+  std::mutex mutex_;                 // of all that follows
   std::condition_variable changed_;  // a job has come, or the end
   std::deque<Job> jobs_;
   bool stopping_ = false;

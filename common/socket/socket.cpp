@@ -92,6 +92,7 @@ Io outcome_of(int error, const char* call, const Fd& socket) {
     case ENETUNREACH:
     case ENOTCONN:
     case EPIPE:
+    case EPROTOTYPE:  // macOS: a write while the connection is being taken down
     case ETIMEDOUT: return Io::peer_gone;
     default: break;
   }
