@@ -1,15 +1,17 @@
-// Counts what is allocated in the test's program. In a file of its own, so that no
-// compiler puts the one half of a pair into its caller and then warns of the other.
+// Counts what is allocated in the test's program, and can refuse it. In a file of its own, so that
+// no compiler puts the one half of a pair into its caller and then warns of the other.
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <new>
 
 std::atomic<std::size_t> allocations = 0;
+std::atomic<bool> no_memory = false;
 
 // Weak: clang's ThreadSanitizer brings its own.
 [[gnu::weak]] void* operator new(std::size_t size) {
   ++allocations;
+  if (no_memory) throw std::bad_alloc();
   if (void* memory = std::malloc(size)) return memory;
   throw std::bad_alloc();
 }

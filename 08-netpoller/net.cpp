@@ -29,8 +29,8 @@ void GiveBack::operator()(char* buffer) const {
 // A buffer for as long as the call takes; for longer only if something came.
 Io Read::call() {
   Buffer buffer = borrow_buffer();
-  if (!buffer) return Io::out_of_resources;
-  const IoResult in = read_some(desc().fd(), {buffer.get(), kBuffer});
+  const IoResult in =
+      buffer ? read_some(desc().fd(), {buffer.get(), kBuffer}) : IoResult{Io::out_of_resources, 0};
   desc().set_left(in.status, in.size < kBuffer);
   if (in.status == Io::ok) bytes_ = {std::move(buffer), in.size};
   return in.status;

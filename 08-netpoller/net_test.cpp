@@ -18,6 +18,7 @@
 #include "goroutines_test.h"
 
 extern std::atomic<std::size_t> allocations;  // by anybody in this program: allocations_test.cpp
+extern std::atomic<bool> no_memory;           // for anybody
 
 namespace {
 
@@ -145,6 +146,28 @@ TEST_CASE("what a read that was cut short has left behind is found") {
         if (found_out) CHECK(reads.between < 500ms);
         found_out = found_out || reads.between > 500ms;
       }
+    });
+  });
+}
+
+TEST_CASE("a read without memory for its buffer leaves what has come to the next") {
+  holds([] {
+    if (allocations == 0) skip("operator new is not ours here");
+    run(1, [](Scheduler& scheduler) -> Task {
+      const Pair pair(scheduler);
+      pair.send("first");
+      const Received kept = co_await pair.near->read();  // and with it the worker's only buffer
+      const auto send_soon = [](const Pair& to) -> Task {
+        co_await sleep_for(10ms);  // until the next read has parked
+        no_memory = true;
+        to.send("second");
+      };
+      go(send_soon(pair));
+      pair.near->set_read_deadline(Clock::now() + 500ms);  // before any doubt
+      const Status failed = (co_await pair.near->read()).status;
+      no_memory = false;
+      CHECK(failed == Status::out_of_resources);
+      CHECK((co_await pair.near->read()).bytes.view() == "second");
     });
   });
 }

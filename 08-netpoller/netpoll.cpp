@@ -27,7 +27,8 @@ bool PollDesc::lock(Direction direction) {
 
 // Says that he waits, unless the lock was given back meanwhile. Only then is he found.
 bool PollDesc::wait_for_lock(PollOperation& operation) {
-  const std::lock_guard guard(mutex());
+  const std::lock_guard guard(mutex());  // it cannot be closed meanwhile
+  if (sequence_ != operation.sequence_) return false;
   std::uint32_t use = use_;
   do {
     if ((use & kClosing) || !(use & held(operation.direction_))) return false;
@@ -181,7 +182,7 @@ bool PollOperation::attempt() {
   locked_ = locked_ || (desc_ && desc_->lock(direction_));
   if (!locked_) {
     status_ = Status::closed;
-    return !desc_ || desc_->closing();  // if it is not, somebody else has the lock
+    return !desc_ || refusal() == Status::closed;  // if it is not, somebody else has the lock
   }
   if (!try_call()) return false;
   desc_->unlock(direction_);
@@ -192,7 +193,10 @@ bool PollOperation::try_call() {
   const bool woken = std::exchange(parked_, false);
   bool skip = !woken && may_skip_call();
   for (;;) {
-    if (status_ = refusal(); status_ != Status::ok) break;
+    if (status_ = refusal(); status_ != Status::ok) {
+      if (woken && heard_late() && done(call())) return true;
+      break;
+    }
     HOOK(before_call);
     if (!skip && done(call())) return true;
     HOOK(after_call);
@@ -206,6 +210,12 @@ bool PollOperation::try_call() {
   // read has to try.
   desc_->set_left(Io::would_block, false);
   return true;
+}
+
+// Who reads in time makes room, and the writer may hear of that after his deadline. (What
+// comes in time for a reader is left to the next read.)
+bool PollOperation::heard_late() const {
+  return status_ == Status::timed_out && direction_ == Direction::write;
 }
 
 bool PollOperation::done(Io io) {

@@ -248,6 +248,7 @@ class PollOperation : public Operation {
 
   bool try_call();
   Status refusal() const;  // ok: none
+  bool heard_late() const;
   bool done(Io io);
 
   PollDesc* desc_;

@@ -171,6 +171,40 @@ TEST_CASE("a read that its deadline ended before it parked does not take the nex
   });
 }
 
+TEST_CASE("a write that got room before its deadline is finished though it runs after it") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      const NumberedPair pair(scheduler);
+      set_non_blocking(pair.far);
+      std::array<char, 16 * 1024> bytes{};
+      std::size_t fits = 0;  // into such a socket: the other way it is the same
+      for (;;) {
+        const IoResult out = write_some(pair.far, {bytes.data(), bytes.size()});
+        if (out.status != Io::ok) break;
+        fits += out.size;
+      }
+      Status status = Status::closed;
+      Event ended;
+      const auto write = [](Conn& conn, std::size_t size, Status& written, Event& done) -> Task {
+        written = co_await conn.write_all(std::string(size, 'x'));
+        done.set();
+      };
+      go(write(*pair.near, fits + fits / 2, status, ended));
+      co_await sleep_for(10ms);
+      CHECK_FALSE(ended);
+      std::atomic<int> reports = 0;
+      const Hook hook(Window::after_report, [&] {
+        if (reports++ == 0) pair.near->set_write_deadline(Clock::time_point::min());
+      });
+      while (read_some(pair.far, bytes).status == Io::ok) {
+      }
+      while (!ended) co_await sleep_for(1ms);
+      CHECK(reports > 0);
+      CHECK(status == Status::ok);
+    });
+  });
+}
+
 TEST_CASE("a number is not given away before its reader has left") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task {
@@ -227,6 +261,78 @@ TEST_CASE("an event for a number's former owner does not reach the next") {
       set_hook(Window::before_call, nullptr);
       next->near->close();
       while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("an operation on a number's former owner does not wait behind the next") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task {
+      const auto read_third = [](Conn& conn, Status& status, Event& done) -> Task {
+        // Two are done at once. The third is not tried before all others had their turn.
+        (void)co_await conn.write_all("a");
+        (void)co_await conn.write_all("b");
+        status = (co_await conn.read()).status;
+        done.set();
+      };
+      const auto read = [](Conn& conn, Event& done) -> Task {
+        (void)co_await conn.read();
+        done.set();
+      };
+      Status late = Status::ok;
+      Event late_ended;
+      Event next_ended;
+      const NumberedPair former(scheduler);
+      go(read_third(*former.near, late, late_ended));
+      co_await yield();  // until he stands behind us
+      former.near->close();
+      const NumberedPair next(scheduler);
+      CHECK(next.number == former.number);
+      go(read(*next.near, next_ended));
+      co_await yield();
+      co_await sleep_for(50ms);
+      CHECK(late_ended);
+      CHECK(late == Status::closed);
+      CHECK_FALSE(next_ended);
+      next.near->close();
+      while (!next_ended || !late_ended) co_await sleep_for(1ms);
+    });
+  });
+}
+
+TEST_CASE("who is about to wait for a lock as it goes to the number's next owner does not wait") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task {
+      const auto read = [](Conn& conn, Status& status, Event& done) -> Task {
+        status = (co_await conn.read()).status;
+        done.set();
+      };
+      Status first = Status::ok;
+      Status other = Status::ok;
+      Event first_ended;
+      Event other_holds;
+      Event other_ended;
+      const NumberedPair former(scheduler);
+      std::unique_ptr<NumberedPair> next;
+      go(read(*former.near, first, first_ended));
+      co_await sleep_for(10ms);  // until he has parked, with the lock
+      std::atomic<int> commits = 0;
+      const Hook hook(Window::before_commit, [&] {
+        const int before = commits++;
+        if (before == 1) other_holds.set();
+        if (before != 0) return;
+        former.near->close();
+        CHECK(first_ended.wait());
+        next = std::make_unique<NumberedPair>(scheduler);
+        CHECK(next->number == former.number);
+        go(read(*next->near, other, other_ended));
+        CHECK(other_holds.wait());
+      });
+      CHECK((co_await former.near->read()).status == Status::closed);
+      CHECK(first == Status::closed);
+      CHECK_FALSE(other_ended);
+      next->near->close();
+      while (!other_ended) co_await sleep_for(1ms);
     });
   });
 }

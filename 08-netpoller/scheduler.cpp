@@ -48,6 +48,7 @@ void Scheduler::run(Task main) {
   main_ = &main.release();
   std::vector<std::thread> threads;
   try {
+    threads.reserve(workers_.size());
     for (std::size_t i = 1; i < workers_.size(); ++i) threads.push_back(start(*workers_[i]));
     ready(*main_);
     work(*workers_[0]);
@@ -242,7 +243,7 @@ void Scheduler::sleep(Worker& worker, bool stay) {
       worker.wake.wait(lock);
     } else if (worker.wake.wait_for(lock, kWatch) == std::cv_status::timeout) {
       const std::uint64_t before = std::exchange(polls, polls_);
-      if (polls == before) {
+      if (polls == before && !worker.spinning) {
         unwatched_ = true;
         HOOK(after_unwatched);
       }

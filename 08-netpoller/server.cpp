@@ -57,7 +57,7 @@ Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
     if (request.status == Status::timed_out && conn.underway().in) continue;  // he spoke in time
     if (request.status != Status::ok) co_return;
     if (request.bytes.view().starts_with('#')) co_await work_on(limits.work);
-    if (limits.idle_timeout > milliseconds(0))
+    if (limits.idle_timeout > milliseconds(0))  // for all of it: 16 KiB at most
       conn.set_write_deadline(Clock::now() + limits.idle_timeout);
     if (co_await conn.write_all(request.bytes.view()) != Status::ok) co_return;
   }
@@ -116,6 +116,7 @@ Task run_server(Listener& listener, Sessions& sessions, Conn& signals, const Lim
     Conn conn = listener.accept_now();
     if (!conn) break;
     start(std::move(conn), sessions, limits);
+    co_await yield();
   }
   listener.close();
   co_await yield();  // whoever accepts ends first: if that was all, nobody is waited for
