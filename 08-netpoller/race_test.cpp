@@ -309,18 +309,18 @@ TEST_CASE("who is about to wait for a lock as it goes to the number's next owner
       };
       Status first = Status::ok;
       Status other = Status::ok;
+      Event first_holds;
       Event first_ended;
       Event other_holds;
       Event other_ended;
       const NumberedPair former(scheduler);
       std::unique_ptr<NumberedPair> next;
-      go(read(*former.near, first, first_ended));
-      co_await sleep_for(10ms);  // until he has parked, with the lock
-      std::atomic<int> commits = 0;
+      std::atomic<int> commits = 0;  // of the first reader, of us, of the next owner's
       const Hook hook(Window::before_commit, [&] {
         const int before = commits++;
-        if (before == 1) other_holds.set();
-        if (before != 0) return;
+        if (before == 0) first_holds.set();
+        if (before == 2) other_holds.set();
+        if (before != 1) return;
         former.near->close();
         CHECK(first_ended.wait());
         next = std::make_unique<NumberedPair>(scheduler);
@@ -328,6 +328,8 @@ TEST_CASE("who is about to wait for a lock as it goes to the number's next owner
         go(read(*next->near, other, other_ended));
         CHECK(other_holds.wait());
       });
+      go(read(*former.near, first, first_ended));
+      CHECK(first_holds.wait());
       CHECK((co_await former.near->read()).status == Status::closed);
       CHECK(first == Status::closed);
       CHECK_FALSE(other_ended);
