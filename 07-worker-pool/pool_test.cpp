@@ -320,8 +320,8 @@ TEST_CASE("a short queue keeps no worker from work") {
   holds([] {
     Gate gate;
     LoopUnderTest server(jobs_at(gate), 0ms, 4, 1);
-    std::vector<std::unique_ptr<Client>> clients;
-    for (int i = 0; i < 8; ++i) clients.push_back(std::make_unique<Client>(server.address()));
+    std::vector<std::unique_ptr<Client>> clients(8);
+    for (auto& client : clients) client = std::make_unique<Client>(server.address());
     server.run([&] {  // all come in one turn of the loop
       for (auto& client : clients) client->send("#");
     });
@@ -370,11 +370,10 @@ TEST_CASE("who is given a job by somebody else is not read from either") {
           on_request(conn);
         },
         0ms, 1, 1);
-    std::vector<std::unique_ptr<Client>> slow;
-    for (int i = 0; i < 2; ++i) {  // one at work, one in the queue
-      slow.push_back(std::make_unique<Client>(server.address()));
-      slow.back()->send("#");
-    }
+    Client at_work(server.address());
+    Client in_queue(server.address());
+    at_work.send("#");
+    in_queue.send("#");
     CHECK(gate.reached_by(1));
     Client client(server.address());
     client.echo("!");
