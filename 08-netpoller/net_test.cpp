@@ -153,6 +153,7 @@ TEST_CASE("what a read that was cut short has left behind is found") {
 TEST_CASE("a read without memory for its buffer leaves what has come to the next") {
   holds([] {
     if (kSanitized) skip("memory is the sanitizer's here");
+    if (!Netpoller::kShortReadsEnd) skip("here each read is tried first, whatever was left");
     run(1, [](Scheduler& scheduler) -> Task {
       const Pair pair(scheduler);
       pair.send("first");
