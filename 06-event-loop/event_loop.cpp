@@ -169,7 +169,8 @@ void EventLoop::stop() {
 }
 
 // A byte in the pipe makes its other end readable, and ends the wait. If the pipe is
-// full (EAGAIN), it is readable already.
+// full (EAGAIN), it is readable already. Whatever else fails is tried again: nobody would
+// make up for a wake-up that is lost.
 void EventLoop::wake() {
   while (::write(wake_.write_end.get(), "!", 1) < 0 && errno != EAGAIN) {
   }

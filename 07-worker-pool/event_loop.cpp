@@ -108,9 +108,9 @@ std::shared_ptr<Connection>& EventLoop::slot(int fd) {
 }
 
 // Everyone who has a job stands in line, and is let in as long as there is room: for one
-// job a worker, and as many more as the queue is long.
-// With a job in the line he is not read from: what he sends next waits in the kernel,
-// and when that is full too, in his own program. So the bound reaches him.
+// job a worker, and as many more as the queue is long. With a job in the line he is not
+// read from: what he sends next waits in the kernel, and when that is full too, in his own
+// program. So the bound reaches him.
 void EventLoop::queue_up(Connection& connection) {
   line_.push_back(connection.weak_from_this());
   connection.waiting_ = true;
@@ -247,7 +247,8 @@ void EventLoop::stop() {
 }
 
 // A byte in the pipe makes its other end readable, and ends the wait. If the pipe is
-// full (EAGAIN), it is readable already.
+// full (EAGAIN), it is readable already. Whatever else fails is tried again: nobody would
+// make up for a wake-up that is lost.
 void EventLoop::wake() {
   while (::write(wake_.write_end.get(), "!", 1) < 0 && errno != EAGAIN) {
   }

@@ -121,6 +121,6 @@ class EventLoop {
 
   std::deque<std::weak_ptr<Connection>> line_;  // whose job is not yet in the queue
   std::size_t unfinished_jobs_ = 0;             // in the queue, at work, or on their way back
-  const std::size_t most_jobs_;
-  WorkerPool workers_;  // the last member, so the first to go: its threads use the others
+  const std::size_t most_jobs_;  // of them; before a worker has looked all may be in the queue
+  WorkerPool workers_;           // the last member, so the first to go: its threads use the others
 };

@@ -18,7 +18,7 @@
 
 namespace {
 
-constexpr std::size_t kMostThreads = 10'000;
+constexpr std::size_t kMostThreads = 10'000;  // Go's default (debug.SetMaxThreads)
 
 EventLoop* loop_to_stop = nullptr;
 

@@ -11,6 +11,7 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -88,6 +89,16 @@ struct NumberedPair {
   int number = -1;
 };
 
+// Writes until it does not take more; returns how many bytes that were.
+inline std::size_t fill(const Fd& socket) {
+  std::size_t size = 0;
+  for (;;) {
+    const IoResult out = write_some(socket, std::string(4096, 'x'));
+    if (out.status != Io::ok) return size;
+    size += out.size;
+  }
+}
+
 // Something that happens once, and can be waited for by threads.
 class Event {
  public:
@@ -100,6 +111,12 @@ class Event {
  private:
   std::atomic<bool> happened_ = false;
 };
+
+// Each sets the event at its end.
+inline Task write_bytes(Conn& conn, std::size_t size, Status& status, Event& done) {
+  status = co_await conn.write_all(std::string(size, 'x'));
+  done.set();
+}
 
 inline Task read_into(Conn& conn, Status& status, Event& ended) {
   status = (co_await conn.read()).status;

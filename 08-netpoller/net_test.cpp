@@ -316,20 +316,11 @@ TEST_CASE("a write whose deadline passed because nobody looked is finished") {
     run(1, [](Scheduler& scheduler) -> Task {
       const NumberedPair pair(scheduler);
       set_non_blocking(pair.far);
-      std::size_t fits = 0;  // into such a socket: the other way it is the same
-      for (;;) {
-        const IoResult out = write_some(pair.far, std::string(4096, 'x'));
-        if (out.status != Io::ok) break;
-        fits += out.size;
-      }
+      const std::size_t fits = fill(pair.far);  // the other way it is the same
       pair.near->set_write_deadline(Clock::now() + 50ms);
       Status written = Status::closed;
       Event ended;
-      const auto write = [](Conn& conn, std::size_t size, Status& status, Event& done) -> Task {
-        status = co_await conn.write_all(std::string(size, 'x'));
-        done.set();
-      };
-      go(write(*pair.near, fits + fits / 2, written, ended));
+      go(write_bytes(*pair.near, fits + fits / 2, written, ended));
       co_await sleep_for(10ms);
       CHECK_FALSE(ended);
       // Keeps the only worker until the deadline has passed, and empties the socket meanwhile.

@@ -333,6 +333,7 @@ void Netpoller::report(int fd, std::uint32_t sequence, Readiness readiness, Goro
   HOOK(after_report);
 }
 
+// Tried until the pipe has the byte, or is full: nobody would make up for one that is lost.
 void Netpoller::break_poll() {
   if (broken_.exchange(true)) return;
   ++breaks_;

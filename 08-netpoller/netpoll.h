@@ -76,7 +76,8 @@ class PollDesc final : private Timer {
   std::uint32_t sequence() const { return sequence_; }
 
   // Operations that are under way at `when`, or begin after it, fail; if that is
-  // in the past at once, even if there is something to read.
+  // in the past at once, even if there is something to read. (A write that waited is tried
+  // once more.)
   void set_deadline(std::uint32_t sequence, Direction direction, Clock::time_point when);
 
   Underway underway(std::uint32_t sequence);  // nothing, if it is closed

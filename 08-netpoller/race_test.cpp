@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -176,26 +177,17 @@ TEST_CASE("a write that got room before its deadline is finished though it runs 
     run(1, [](Scheduler& scheduler) -> Task {
       const NumberedPair pair(scheduler);
       set_non_blocking(pair.far);
-      std::array<char, 16 * 1024> bytes{};
-      std::size_t fits = 0;  // into such a socket: the other way it is the same
-      for (;;) {
-        const IoResult out = write_some(pair.far, {bytes.data(), bytes.size()});
-        if (out.status != Io::ok) break;
-        fits += out.size;
-      }
+      const std::size_t fits = fill(pair.far);  // the other way it is the same
       Status status = Status::closed;
       Event ended;
-      const auto write = [](Conn& conn, std::size_t size, Status& written, Event& done) -> Task {
-        written = co_await conn.write_all(std::string(size, 'x'));
-        done.set();
-      };
-      go(write(*pair.near, fits + fits / 2, status, ended));
+      go(write_bytes(*pair.near, fits + fits / 2, status, ended));
       co_await sleep_for(10ms);
       CHECK_FALSE(ended);
       std::atomic<int> reports = 0;
       const Hook hook(Window::after_report, [&] {
         if (reports++ == 0) pair.near->set_write_deadline(Clock::time_point::min());
       });
+      std::array<char, 16 * 1024> bytes;
       while (read_some(pair.far, bytes).status == Io::ok) {
       }
       while (!ended) co_await sleep_for(1ms);
@@ -275,11 +267,8 @@ TEST_CASE("an operation on a number's former owner does not wait behind the next
         status = (co_await conn.read()).status;
         done.set();
       };
-      const auto read = [](Conn& conn, Event& done) -> Task {
-        (void)co_await conn.read();
-        done.set();
-      };
       Status late = Status::ok;
+      Status other = Status::ok;
       Event late_ended;
       Event next_ended;
       const NumberedPair former(scheduler);
@@ -288,7 +277,7 @@ TEST_CASE("an operation on a number's former owner does not wait behind the next
       former.near->close();
       const NumberedPair next(scheduler);
       CHECK(next.number == former.number);
-      go(read(*next.near, next_ended));
+      go(read_into(*next.near, other, next_ended));
       co_await yield();
       co_await sleep_for(50ms);
       CHECK(late_ended);
@@ -303,10 +292,6 @@ TEST_CASE("an operation on a number's former owner does not wait behind the next
 TEST_CASE("who is about to wait for a lock as it goes to the number's next owner does not wait") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task {
-      const auto read = [](Conn& conn, Status& status, Event& done) -> Task {
-        status = (co_await conn.read()).status;
-        done.set();
-      };
       Status first = Status::ok;
       Status other = Status::ok;
       Event first_holds;
@@ -325,10 +310,10 @@ TEST_CASE("who is about to wait for a lock as it goes to the number's next owner
         CHECK(first_ended.wait());
         next = std::make_unique<NumberedPair>(scheduler);
         CHECK(next->number == former.number);
-        go(read(*next->near, other, other_ended));
+        go(read_into(*next->near, other, other_ended));
         CHECK(other_holds.wait());
       });
-      go(read(*former.near, first, first_ended));
+      go(read_into(*former.near, first, first_ended));
       CHECK(first_holds.wait());
       CHECK((co_await former.near->read()).status == Status::closed);
       CHECK(first == Status::closed);

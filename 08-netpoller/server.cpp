@@ -34,7 +34,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kTick{200};    // from one look at who can go to the next
 constexpr milliseconds kGrace{5000};  // from SIGTERM to the end, at most
 constexpr std::size_t kBlockingThreads = 16;
-constexpr std::size_t kMostThreads = 10'000;  // as many as Go allows, debug.SetMaxThreads
+constexpr std::size_t kMostThreads = 10'000;  // Go's default (debug.SetMaxThreads)
 
 struct Limits {
   milliseconds idle_timeout{0};
