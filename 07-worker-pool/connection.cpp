@@ -54,7 +54,7 @@ void Connection::write(std::string_view data) {
     const IoResult out = write_some(socket_, data);
     if (failed(out)) return close();
     data.remove_prefix(out.size);
-    last_active_ = Clock::now();
+    if (out.size > 0) last_active_ = Clock::now();
   }
   if (data.empty()) return;
   try {
