@@ -26,7 +26,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// Writes all of `data`. One write may take less: the send queue was nearly full.
+// Writes all of `data`. One write may take less, if a signal stops it half-way.
 // False: the client is gone, and what is left has nowhere to go.
 bool write_all(const Fd& connection, std::string_view data) {
   while (!data.empty()) {

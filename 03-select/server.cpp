@@ -34,7 +34,7 @@ using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
 constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others have their turn
-constexpr std::size_t kPendingLimit = 64 * 1024;  // who does not read is not read from
+constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
 constexpr milliseconds kTick{200};                // from one look at things to the next
 constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
 
@@ -74,7 +74,7 @@ Interest echo(Connection& connection, std::string_view data) {
   return connection.interest();
 }
 
-// One read, however much there is: who sends without end does not stop the others.
+// One read, however much there is: a client that sends without end does not stop the others.
 // The end of what the peer sends is not the end of the connection; that comes when
 // there is nothing pending either.
 Interest on_readable(Connection& connection) {
@@ -141,7 +141,7 @@ class Server {
 
   // Waits until somebody is ready, or a tick is due, and handles it. select is told
   // everything anew with each call, and overwrites it with the answer: hence the
-  // copies. Who is ready is found by asking for each.
+  // copies. What is ready is found by asking for each.
   void wait() {
     fd_set readable = reading_;
     fd_set writable = writing_;
@@ -249,7 +249,7 @@ class Server {
   }
 
   // A look at what no event will tell: whether there are descriptors again, and, when
-  // stopping, who can go. A queue that is empty now may have bytes on their way to it;
+  // stopping, which clients can go. A queue that is empty now may have bytes on their way to it;
   // so nobody goes before one whole tick in which nothing happened.
   void on_tick() {
     next_tick_.reset();
@@ -269,7 +269,7 @@ class Server {
 
   Fd listener_;
   Pipe stop_ = make_pipe();
-  fd_set reading_{};  // those whom select is to watch
+  fd_set reading_{};  // those that select is to watch
   fd_set writing_{};
   int highest_ = -1;                     // descriptor that ever was in either
   std::vector<Connection> connections_;  // by descriptor
@@ -286,7 +286,7 @@ class Server {
 
 int main(int argc, char** argv) {
   Endpoint endpoint;
-  Options options("An echo server with one thread, which select tells who is ready.");
+  Options options("An echo server with one thread, which select tells what is ready.");
   options.add(endpoint);
   options.parse(argc, argv);
 

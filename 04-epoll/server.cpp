@@ -32,7 +32,7 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others have their turn
-constexpr std::size_t kPendingLimit = 64 * 1024;  // who does not read is not read from
+constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
 constexpr milliseconds kTick{200};                // from one look at things to the next
 constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
 
@@ -72,7 +72,7 @@ Interest echo(Connection& connection, std::string_view data) {
   return connection.interest();
 }
 
-// One read, however much there is: who sends without end does not stop the others.
+// One read, however much there is: a client that sends without end does not stop the others.
 // The end of what the peer sends is not the end of the connection; that comes when
 // there is nothing pending either.
 Interest on_readable(Connection& connection) {
@@ -128,7 +128,7 @@ class Server {
 
  private:
   // What is to be watched from now on. False: the kernel has no room for one more, see
-  // epoll_ctl(2), ENOSPC. Who is closed is taken off the list first: it is the open file
+  // epoll_ctl(2), ENOSPC. What is closed is taken off the list first: it is the open file
   // that is watched, and a duplicate of the descriptor would keep that open.
   bool set_interest(int fd, Interest was, Interest now) {
     const int change = was == kNone ? EPOLL_CTL_ADD : now == kNone ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
@@ -221,7 +221,7 @@ class Server {
   }
 
   // The descriptor is kept until the batch is done. If its number were free, accept
-  // could give it to someone new, to whom a later event of the batch does not belong.
+  // could give it to someone new, and a later event of the batch would not be about them.
   void close(Connection& connection, Interest was) {
     set_interest(connection.socket.get(), was, kNone);
     closed_.push_back(std::move(connection.socket));
@@ -252,7 +252,7 @@ class Server {
   }
 
   // A look at what no event will tell: whether there are descriptors again, and, when
-  // stopping, who can go. A queue that is empty now may have bytes on their way to it;
+  // stopping, which clients can go. A queue that is empty now may have bytes on their way to it;
   // so nobody goes before one whole tick in which nothing happened.
   void on_tick() {
     next_tick_.reset();
@@ -288,7 +288,7 @@ class Server {
 
 int main(int argc, char** argv) {
   Endpoint endpoint;
-  Options options("An echo server with one thread, which epoll tells who is ready.");
+  Options options("An echo server with one thread, which epoll tells what is ready.");
   options.add(endpoint);
   options.parse(argc, argv);
 

@@ -59,10 +59,10 @@ TEST_CASE("a port in use is said in one line") { holds(kServer, battery::port_in
 TEST_CASE("a wrong flag is said in one line") { holds(kServer, battery::misuse); }
 TEST_CASE("at SIGTERM the idle are closed") { holds(kServer, battery::stop_idle); }
 TEST_CASE("at SIGTERM every byte on its way comes back") { holds(kServer, battery::stop_busy); }
-TEST_CASE("at SIGTERM who never reads is waited for until the grace ends") {
+TEST_CASE("at SIGTERM a client that never reads is waited for until the grace ends") {
   holds(kServer, battery::stop_stuck);
 }
-TEST_CASE("at SIGTERM who reads slowly gets every byte") {
+TEST_CASE("at SIGTERM a client that reads slowly gets every byte") {
   holds(kServer, battery::stop_unacknowledged);
 }
 TEST_CASE("a signal too many does not hold up the end") {
@@ -148,7 +148,7 @@ TEST_CASE("without a free descriptor it can still be stopped") {
   });
 }
 
-TEST_CASE("at SIGTERM who is in the backlog is served") {
+TEST_CASE("at SIGTERM a client in the backlog is served") {
   holds([] {
     // The handler's write to the pipe takes half a second to return: the pipe is ready
     // before the listener is, and the listener's event comes after that of the stop.
@@ -184,7 +184,7 @@ TEST_CASE("once its output has left a connection costs nothing") {
   });
 }
 
-TEST_CASE("who waits for a descriptor has it as soon as one is free") {
+TEST_CASE("a client that waits for a descriptor has it as soon as one is free") {
   holds([] {
     Command command = kServer.command;
     command.descriptor_limit = 40;
@@ -218,7 +218,7 @@ TEST_CASE("a shortage that ends elsewhere is noticed") {
   });
 }
 
-TEST_CASE("who sends without end does not hold up the others") {
+TEST_CASE("a client that sends without end does not hold up the others") {
   holds([] {
     CallLog log(kServer.command, "read");
     ServerProcess server(log.command());

@@ -39,7 +39,7 @@ using Count = int;
 #endif
 
 constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others have their turn
-constexpr std::size_t kPendingLimit = 64 * 1024;  // who does not read is not read from
+constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
 constexpr milliseconds kTick{200};                // from one look at things to the next
 constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
 constexpr std::size_t kBatch = 128;               // events from one wait
@@ -80,7 +80,7 @@ Interest echo(Connection& connection, std::string_view data) {
   return connection.interest();
 }
 
-// One read, however much there is: who sends without end does not stop the others.
+// One read, however much there is: a client that sends without end does not stop the others.
 // The end of what the peer sends is not the end of the connection; that comes when
 // there is nothing pending either.
 Interest on_readable(Connection& connection) {
@@ -102,7 +102,7 @@ Interest on_writable(Connection& connection) {
 }
 
 // A signal's filter is told of it, and so is its handler: without one the default
-// action would end the program. What came before the filter was there, the handler notes.
+// action would end the program. What it notes counts only if there was no filter yet.
 volatile std::sig_atomic_t stop_asked = 0;
 
 void on_signal(int) { stop_asked = 1; }
@@ -236,8 +236,8 @@ class Server {
   }
 
   // The descriptor is kept until the next wait has taken its filters away. If its
-  // number were free, accept could give it to someone new, to whom neither a later
-  // event of the batch nor these changes belong.
+  // number were free, accept could give it to someone new, and neither a later event of
+  // the batch nor these changes are about them.
   void close(Connection& connection, Interest was) {
     set_interest(connection.socket.get(), was, kNone);
     closed_.push_back(std::move(connection.socket));
@@ -278,7 +278,7 @@ class Server {
   bool grace_is_over() const { return Clock::now() + kTick > grace_ends_; }
 
   // A look at what no event will tell: whether there are descriptors again, and, when
-  // stopping, who can go. A queue that is empty now may have bytes on their way to it;
+  // stopping, which clients can go. A queue that is empty now may have bytes on their way to it;
   // so nobody goes before one whole tick in which nothing happened. The timer always
   // runs: one that is made when it is needed can fail, for want of what is short then.
   void on_tick() {
@@ -309,7 +309,7 @@ class Server {
 
 int main(int argc, char** argv) {
   Endpoint endpoint;
-  Options options("An echo server with one thread, which kqueue tells who is ready.");
+  Options options("An echo server with one thread, which kqueue tells what is ready.");
   options.add(endpoint);
   options.parse(argc, argv);
 

@@ -18,7 +18,7 @@
 class EventLoop;
 
 // Bytes that have come and that no handler has taken yet. A view that it returns is
-// valid until the handler does. Each call gives at most what is there.
+// valid until the handler returns. Each call gives at most what is there.
 class Reader {
  public:
   std::size_t len() const { return data_.size() - taken_; }
@@ -29,7 +29,7 @@ class Reader {
  private:
   friend class Connection;
   void append(std::string_view data);
-  void forget_taken();  // when no view is in use; who has nothing unread keeps no buffer
+  void forget_taken();  // when no view is in use; with nothing unread it keeps no buffer
 
   std::string data_;
   std::size_t taken_ = 0;  // of data_, from its front

@@ -33,8 +33,8 @@ void EventLoop::serve(Listener listener) {
   listener_ = nullptr;
 }
 
-// One turn of the loop. Timers come last: who was silent for too long may have spoken
-// meanwhile, and that is known now.
+// One turn of the loop. Timers come last: a client that was silent for too long may
+// have spoken meanwhile, and that is known now.
 void EventLoop::turn() {
   for (const Ready& ready : poller_.wait(timers_.until_next(next_tick_))) handle(ready);
   timers_.run_due();
@@ -80,7 +80,7 @@ void EventLoop::apply_interest(Connection& connection) {
 }
 
 // The descriptor, and the object, are kept until the batch is done: the number would
-// be given to someone new, and whoever called this may go on with the object.
+// be given to someone new, and the caller may go on with the object.
 void EventLoop::close(Connection& connection) {
   if (std::exchange(connection.closed_, true)) return;
   const int fd = connection.socket_.get();
@@ -219,7 +219,7 @@ void EventLoop::begin_stop() {
 }
 
 // A look at what no event will tell: whether there are descriptors again, and, when
-// stopping, who can go. A queue that is empty now may have bytes on their way to it; so
+// stopping, which clients can go. A queue that is empty now may have bytes on their way to it; so
 // nobody goes before one whole tick in which nothing happened.
 void EventLoop::on_tick() {
   next_tick_ = kNever;

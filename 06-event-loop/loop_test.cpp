@@ -227,7 +227,7 @@ TEST_CASE("a reader gives what is there and no more") {
   });
 }
 
-TEST_CASE("who leaves a full buffer is closed") {
+TEST_CASE("a handler that leaves a full buffer has its connection closed") {
   holds([] {
     LoopUnderTest server([](Connection&) {});
     Client client(server.address());
@@ -253,7 +253,7 @@ TEST_CASE("a full buffer may be taken and answered in pieces") {
   });
 }
 
-TEST_CASE("without memory for what it is to be sent a connection ends and not who sends it") {
+TEST_CASE("without memory for what it is to be sent a connection ends and not the sender") {
   holds([] {
     if (kSanitized) skip("memory is the sanitizer's here");
 #ifdef __APPLE__
@@ -386,13 +386,13 @@ TEST_CASE("bytes that came while a handler kept the loop are not silence") {
   });
 }
 
-TEST_CASE("who has spoken since his timer was set is closed when it is due again") {
+TEST_CASE("a client that has spoken since its timer was set is closed when it is due again") {
   holds([] {
     LoopUnderTest server(echo, 600ms);
     Client client(server.address());
     std::this_thread::sleep_for(300ms);
     client.echo("I am not idle");
-    CHECK_FALSE(client.is_closed_within(400ms));  // 700 ms after he came
+    CHECK_FALSE(client.is_closed_within(400ms));  // 700 ms after it came
     CHECK(client.is_closed_within(patience));
   });
 }

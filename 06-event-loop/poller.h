@@ -1,4 +1,4 @@
-// Poller: whom the kernel watches for us, and the wait for who is ready.
+// Poller: what the kernel watches for us, and the wait for what is ready.
 //
 // It is what differed between 04 and 05, and nothing else. CMake takes one of its two
 // source files, poller_epoll.cpp or poller_kqueue.cpp; no other file knows which.
@@ -37,8 +37,8 @@ class Poller {
   // (kNone) before you close it. Throws std::system_error: a bug.
   bool set_interest(int fd, Interest was, Interest now);
 
-  // Waits until somebody is ready, or `limit` has passed (without one: for ever), or a
-  // signal came. Level-triggered: who is not served is reported again. What it returns
+  // Waits until a descriptor is ready, or `limit` has passed (without one: for ever), or a
+  // signal came. Level-triggered: what is not served is reported again. What it returns
   // is valid until the next wait. Source: epoll_wait(2), kevent(2).
   std::span<const Ready> wait(std::optional<std::chrono::milliseconds> limit);
 

@@ -61,7 +61,7 @@ TEST_CASE("the poller reports what is watched and nothing else") {
   });
 }
 
-TEST_CASE("whoever is not watched is not reported when his peer has gone either") {
+TEST_CASE("a descriptor that is not watched is not reported when its peer has gone either") {
   holds([] {
     Poller poller;
     Ends ends;

@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
   std::chrono::milliseconds work{0};
   Options options("An echo server on an event loop: one thread, and a handler for requests.");
   options.add(endpoint);
-  options.add("idle-timeout", idle_timeout, "closes who is silent for so long");
+  options.add("idle-timeout", idle_timeout, "closes clients that are silent for so long");
   options.add("work", work, "what a request that begins with # takes, blocking");
   options.parse(argc, argv);
 

@@ -19,7 +19,7 @@
 class EventLoop;
 
 // Bytes that have come and that no handler has taken yet. A view that it returns is
-// valid until the handler does. Each call gives at most what is there.
+// valid until the handler returns. Each call gives at most what is there.
 class Reader {
  public:
   std::size_t len() const { return data_.size() - taken_; }
@@ -30,7 +30,7 @@ class Reader {
  private:
   friend class Connection;
   void append(std::string_view data);
-  void forget_taken();  // when no view is in use; who has nothing unread keeps no buffer
+  void forget_taken();  // when no view is in use; with nothing unread it keeps no buffer
 
   std::string data_;
   std::size_t taken_ = 0;  // of data_, from its front
@@ -52,7 +52,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   // Has a worker do what would block the loop, and then calls `then` with the result, on
   // the loop's thread; if the job throws, the connection is closed. Meanwhile no other
-  // request is read from this client: so his replies stay in order, and he has one job at
+  // request is read from this client: so its replies stay in order, and it has one job at
   // a time (a second is a std::logic_error; `then` may begin the next). The job must own
   // what it uses: the reader's bytes are gone when the handler returns, and the
   // connection may be closed before the job is done; then there is no `then`.

@@ -39,8 +39,8 @@ void EventLoop::serve(Listener listener) {
   listener_ = nullptr;
 }
 
-// One turn of the loop. Timers come last: who was silent for too long may have spoken
-// meanwhile, and that is known now.
+// One turn of the loop. Timers come last: a client that was silent for too long may
+// have spoken meanwhile, and that is known now.
 void EventLoop::turn() {
   for (const Ready& ready : poller_.wait(timers_.until_next(next_tick_))) handle(ready);
   timers_.run_due();
@@ -87,7 +87,7 @@ void EventLoop::apply_interest(Connection& connection) {
 }
 
 // The descriptor, and the object, are kept until the batch is done: the number would
-// be given to someone new, and whoever called this may go on with the object.
+// be given to someone new, and the caller may go on with the object.
 void EventLoop::close(Connection& connection) {
   if (std::exchange(connection.closed_, true)) return;
   const int fd = connection.socket_.get();
@@ -107,10 +107,10 @@ std::shared_ptr<Connection>& EventLoop::slot(int fd) {
   return connections_[index];
 }
 
-// Everyone who has a job stands in line, and is let in as long as there is room: for one
-// job a worker, and as many more as the queue is long. With a job in the line he is not
-// read from: what he sends next waits in the kernel, and when that is full too, in his own
-// program. So the bound reaches him.
+// Every connection that has a job stands in line, and is let in as long as there is room:
+// for one job a worker, and as many more as the queue is long. With a job in the line it is
+// not read from: what its client sends next waits in the kernel, and when that is full too,
+// in the client's own program. So the bound reaches the client.
 void EventLoop::queue_up(Connection& connection) {
   line_.push_back(connection.weak_from_this());
   connection.waiting_ = true;
@@ -126,7 +126,7 @@ void EventLoop::let_in() {
   }
 }
 
-// A job takes no reference to its connection along, which may be closed before the job is
+// A job takes no reference to its connection along, as that may be closed before the job is
 // done: it takes a weak one, that only the loop's thread looks at.
 struct EventLoop::Work {
   std::weak_ptr<Connection> connection;
@@ -134,7 +134,7 @@ struct EventLoop::Work {
   std::optional<std::string> result;
 };
 
-// Its way back is made now: once it is done there may be no memory for that.
+// The job's way back is made now: once the job is done there may be no memory for it.
 void EventLoop::start_job(Connection& connection) {
   auto work = std::make_shared<Work>();
   work->connection = connection.weak_from_this();
@@ -297,7 +297,7 @@ void EventLoop::begin_stop() {
 }
 
 // A look at what no event will tell: whether there are descriptors again, and, when
-// stopping, who can go. A queue that is empty now may have bytes on their way to it; so
+// stopping, which clients can go. A queue that is empty now may have bytes on their way to it; so
 // nobody goes before one whole tick in which nothing happened.
 void EventLoop::on_tick() {
   next_tick_ = kNever;

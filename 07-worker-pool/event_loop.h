@@ -36,9 +36,9 @@ class EventLoop {
  public:
   using OnRequest = std::function<void(Connection&)>;
 
-  // A connection on which no byte has moved for `idle_timeout` is closed; 0: never. (Who
-  // reads very slowly moves none for long: there is room to write only when a good part of
-  // the send buffer is free.)
+  // A connection on which no byte has moved for `idle_timeout` is closed; 0: never. (A
+  // client that reads very slowly moves none for long: there is room to write only when a
+  // good part of the send buffer is free.)
   // `workers` threads do jobs, at most `queue` wait for one. Throws StartupError when
   // there cannot be so many threads.
   EventLoop(OnRequest on_request, std::chrono::milliseconds idle_timeout, std::size_t workers,
@@ -63,8 +63,8 @@ class EventLoop {
   Timer run_after(std::chrono::milliseconds delay, Task task);
   void cancel(const Timer& timer);
 
-  // Ends the program, with a word, on any other thread: whoever got that wrong has a
-  // data race, and that has no defined behaviour to go on with.
+  // Ends the program, with a word, on any other thread: a program that gets this wrong has
+  // a data race, and that has no defined behaviour to go on with.
   void assert_in_loop_thread() const;
 
  private:

@@ -331,9 +331,9 @@ TEST_CASE("a short queue keeps no worker from work") {
   });
 }
 
-TEST_CASE("who has finished sending is closed after his last job") {
+TEST_CASE("a client that has finished sending is closed after its last job") {
   holds([] {
-    constexpr std::size_t kReply = 40'000;  // little enough that his FIN is read beside it
+    constexpr std::size_t kReply = 40'000;  // little enough that the FIN is read beside it
     constexpr std::size_t kRequests = 400;  // enough to fill the queues on the way
     std::atomic<int> jobs = 0;
     LoopUnderTest server([&](Connection& conn) {
@@ -359,7 +359,7 @@ TEST_CASE("who has finished sending is closed after his last job") {
   });
 }
 
-TEST_CASE("who is given a job by somebody else is not read from either") {
+TEST_CASE("a connection that is given a job by another one is not read from either") {
   holds([] {
     Gate gate;
     std::weak_ptr<Connection> known;
@@ -404,7 +404,7 @@ TEST_CASE("what is left of a connection that is closed is not handled") {
   });
 }
 
-TEST_CASE("with a full queue who asks for more is not read from and later served in turn") {
+TEST_CASE("with a full queue a client that asks for more is not read from and has its turn later") {
   holds([] {
     Gate gate;
     LoopUnderTest server(jobs_at(gate), 0ms, 1, 1);
@@ -428,7 +428,7 @@ TEST_CASE("with a full queue who asks for more is not read from and later served
   });
 }
 
-TEST_CASE("who was first in the line is first at work") {
+TEST_CASE("the first in the line is the first at work") {
   holds([] {
     Gate gate;
     std::mutex mutex;
@@ -459,7 +459,7 @@ TEST_CASE("who was first in the line is first at work") {
   });
 }
 
-TEST_CASE("who waits for a job is not idle") {
+TEST_CASE("a client that waits for its job is not idle") {
   holds([] {
     Gate gate;
     LoopUnderTest server(jobs_at(gate), 100ms);

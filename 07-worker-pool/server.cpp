@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
   std::size_t queue = 64;
   Options options("An echo server on an event loop, with workers for what takes long.");
   options.add(endpoint);
-  options.add("idle-timeout", idle_timeout, "closes who is silent for so long");
+  options.add("idle-timeout", idle_timeout, "closes clients that are silent for so long");
   options.add("work", work, "what a request that begins with # takes, blocking");
   options.add("workers", workers, "threads that do such work", kMostThreads);
   options.add("queue", queue, "requests that wait for a worker, at most");

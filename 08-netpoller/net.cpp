@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::size_t kBuffer = 16 * 1024;
 
-// From its worker, which keeps some for the next who has something. Nothing: no memory.
+// From the worker, which keeps a few that are spare. Nothing: no memory.
 Buffer borrow_buffer() {
   auto& spare = this_worker()->buffers;
   if (spare.empty()) return Buffer(new (std::nothrow) char[kBuffer]);

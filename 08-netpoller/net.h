@@ -18,8 +18,8 @@
 #include "netpoll.h"
 #include "scheduler.h"
 
-// A buffer that is borrowed: when this goes, the worker has it back. So a connection that
-// has nothing to say has no buffer either.
+// A buffer that is borrowed: when this goes, the worker at hand gets it. So a silent connection
+// has no buffer.
 struct GiveBack {
   void operator()(char* buffer) const;
 };
@@ -112,7 +112,7 @@ class Listener {
   // co_await accept(): an AcceptResult
   Accept accept() const { return Accept(hold_); }
   Conn accept_now() const;         // one from the backlog; empty: there is none to be had
-  void close() { hold_.close(); }  // any thread; releases all who accept
+  void close() { hold_.close(); }  // any thread; releases all that accept
   void set_deadline(Clock::time_point when) { hold_.set_deadline(Direction::read, when); }
   const Fd& socket() const { return hold_.desc()->fd(); }  // until it is closed
 
@@ -153,7 +153,7 @@ inline Yield yield() { return {}; }
 
 // co_await blocking(fn): has another thread call fn(), and returns what that returns, or
 // throws what it throws. Go does it for every system call that blocks, unasked, by giving
-// the thread's P to another thread (entersyscall in runtime/proc.go).
+// the thread's P to another thread (entersyscall and retake in runtime/proc.go).
 class BlockingCall : public Operation {
  public:
   bool attempt() final { return done_; }

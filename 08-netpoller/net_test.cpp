@@ -142,7 +142,7 @@ TEST_CASE("what a read that was cut short has left behind is found") {
         pair.send("after");
         while (!reads.ended) co_await sleep_for(1ms);
         CHECK(reads.bytes == "beforeafter");
-        // Who was found out is not trusted again. (If "after" comes late, it is news.)
+        // It is not trusted again. (If "after" comes late, it is news.)
         if (found_out) CHECK(reads.between < 500ms);
         found_out = found_out || reads.between > 500ms;
       }

@@ -25,7 +25,8 @@ bool PollDesc::lock(Direction direction) {
   return true;
 }
 
-// Says that he waits, unless the lock was given back meanwhile. Only then is he found.
+// Joins the line, and says so, unless the lock was given back meanwhile: then nobody would
+// look into the line.
 bool PollDesc::wait_for_lock(PollOperation& operation) {
   const std::lock_guard guard(mutex());  // it cannot be closed meanwhile
   if (sequence_ != operation.sequence_) return false;
@@ -51,7 +52,7 @@ void PollDesc::unlock(Direction direction) {
 }
 
 // To the first in line: it stays held, and its user is another one now. After a close
-// too: he finds out, and hands it over to the next.
+// too: that one finds out, and hands it over to the next.
 void PollDesc::hand_over(Direction direction) {
   PollOperation* first = nullptr;
   {
@@ -66,17 +67,17 @@ void PollDesc::hand_over(Direction direction) {
 
 void PollDesc::close() {
   {
-    const std::lock_guard guard(mutex());  // who sets a deadline sets it before, or not at all
+    const std::lock_guard guard(mutex());  // a deadline is set before this, or not at all
     if ((use_.fetch_or(kClosing) & kClosing) != 0) return;
   }
-  // It is published; now wake those who would not look otherwise. Who is in line for the
-  // lock has it handed over by whoever leaves.
+  // It is published; now wake those that would not look otherwise. Those in line for a lock
+  // have it handed over when its holder leaves.
   netpoller_->scheduler().timers().remove(*this);
   for (const Direction direction : {Direction::read, Direction::write}) wake(direction);
   if (use_.fetch_sub(kUser) < 2 * kUser) close_descriptor();  // it was the last
 }
 
-// By the last user. After that the number, and this, may be somebody else's.
+// By the last user. After that the number, and this PollDesc, may be somebody else's.
 void PollDesc::close_descriptor() {
   const Fd last = std::move(fd_);
   netpoller_->unwatch(last.get());
@@ -206,14 +207,14 @@ bool PollOperation::try_call() {
     if (refusal() == Status::ok) return false;
     desc_->reset(direction_);
   }
-  // Who was woken by news and by his deadline at once has used up the news: the next
-  // read has to try.
+  // An operation that was woken by news and by its deadline at once has used up the news:
+  // the next read has to try.
   desc_->set_left(Io::would_block, false);
   return true;
 }
 
-// Who reads in time makes room, and the writer may hear of that after his deadline. (What
-// comes in time for a reader is left to the next read.)
+// A peer that reads in time makes room, and the writer may hear of that after its deadline.
+// (Bytes that come in time for a reader are left to the next read.)
 bool PollOperation::heard_late() const {
   return status_ == Status::timed_out && direction_ == Direction::write;
 }

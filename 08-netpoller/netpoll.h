@@ -1,11 +1,11 @@
-// PollDesc: who waits for a descriptor, and the Netpoller that wakes him.
+// PollDesc: which goroutines wait for a descriptor; and the Netpoller, which wakes them.
 // Go: pollDesc in runtime/netpoll.go, fdMutex in internal/poll/fd_mutex.go.
 //
 // For each direction a PollDesc holds one of four things:
 //
 //   nil      nobody waits, nothing has been reported
 //   ready    something has been reported, and nobody has used it yet
-//   wait     a goroutine is about to park; it cannot be woken, but it can be told
+//   wait     a goroutine is about to park; it can be stopped, and need not be woken
 //   parked   a goroutine (its address)
 //
 //     nil   -> wait     block(): the system call said "not now"
@@ -13,13 +13,13 @@
 //     wait  -> parked   park(): once the goroutine is suspended
 //     wait  -> nil      reset(): the waiter does not want to park after all
 //     nil   -> ready    unblock(true): the poller
-//     wait, parked -> nil   unblock(): the poller, a deadline, close; wakes who is parked
+//     wait, parked -> nil   unblock(): the poller, a deadline, close; wakes what is parked
 //
-// No wake-up is lost, because each side first writes and then looks. Who is woken calls
-// again: what was reported before is there for the call, and what is reported from then on
-// leaves `ready`. (In Go the poller always leaves `ready`, and each operation resets it
-// first. Here what is stale costs one call more, when it is in the way: block() takes it,
-// and it is tried again.)
+// No wake-up is lost, because each side first writes and then looks. A goroutine that is
+// woken makes its system call again: what was reported before is there for the call, and
+// what is reported from then on leaves `ready`. (In Go the poller always leaves `ready`, and
+// each operation resets it first. Here a `ready` that is stale costs one call more: block()
+// takes it, and the call is made again.)
 // The waiter says `wait` and then looks whether the descriptor is closed or the deadline
 // has passed; the other side first says so and then unblocks. And if somebody unblocks
 // between `wait` and `parked`, park() fails, and the goroutine goes on.
@@ -54,19 +54,19 @@ class PollDesc final : private Timer {
   const Fd& fd() const { return fd_; }
   Netpoller& netpoller() const { return *netpoller_; }
 
-  // One goroutine at a time reads, and one writes; others wait in line. Whoever has the
-  // lock is a user, and so is the owner until close: the last of them closes the
-  // descriptor, so that its number is not given to somebody else under a waiter's feet.
+  // One goroutine at a time reads, and one writes; others wait in line. The holder of a lock
+  // is a user, and so is the owner until close: the last user closes the descriptor, so that
+  // its number is not given to somebody else under a waiter's feet.
   bool lock(Direction direction);                // false: another has it, or it is closed
   bool wait_for_lock(PollOperation& operation);  // false: it may be free now
   void unlock(Direction direction);
-  void close();  // releases all who wait; what they do then fails
+  void close();  // releases all that wait; their operations fail
 
   // The state machine above.
   void reset(Direction direction) { side(direction).state = kNil; }
   bool block(Direction direction);                       // true: something has come: call again
   bool park(Direction direction, Goroutine& goroutine);  // false: likewise
-  Goroutine* unblock(Direction direction, bool ready);   // who is to be woken, if anybody
+  Goroutine* unblock(Direction direction, bool ready);   // the one to be woken, if any
 
   // Why an operation cannot be done, whatever the descriptor holds.
   bool closing() const { return (use_ & kClosing) != 0; }
@@ -83,10 +83,10 @@ class PollDesc final : private Timer {
   Underway underway(std::uint32_t sequence);  // nothing, if it is closed
 
   // What the last read has left. One that got less than it asked for has taken all (epoll(7)
-  // says so), and the next need not be tried before there is news. But after a hang-up
-  // there is none: who has hung up is not trusted. And who is silent although he was
-  // trusted is looked at, once: something between us and the kernel may make reads
-  // shorter. If it does he is not trusted again.
+  // says so), and the next need not be tried before there is news. Two cases spoil that.
+  // After a hang-up there is no news: the descriptor is not trusted. And something between
+  // us and the kernel may make reads shorter: a descriptor that is silent although it was
+  // trusted is looked at, once, and if there was something, not trusted again.
   bool drained() const { return left_ == Left::nothing || left_ == Left::nothing_for_long; }
   void set_left(Io status, bool got_less);
   void doubt(GoroutineList& woken);  // each second, by a timer
@@ -114,7 +114,7 @@ class PollDesc final : private Timer {
   struct Side {
     std::atomic<std::uintptr_t> state = kNil;
     std::atomic<Clock::time_point> deadline = kNever;
-    PollOperation* line = nullptr;  // who waits for the lock; first come, first served
+    PollOperation* line = nullptr;  // for the lock; first come, first served
   };
   Side& side(Direction direction) { return sides_[static_cast<std::size_t>(direction)]; }
 
@@ -135,8 +135,8 @@ class PollDesc final : private Timer {
   std::atomic<bool> trusted_ = true;  // a read that gets less than it asked for takes all
 };
 
-// A connection's own hold on its PollDesc, until it is closed. Whoever comes too late with
-// it finds the sequence number changed, and not somebody else's connection.
+// A connection's own hold on its PollDesc, until it is closed. An operation that comes too
+// late with it finds the sequence number changed, and not somebody else's connection.
 class Hold {
  public:
   Hold() = default;

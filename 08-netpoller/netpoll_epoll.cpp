@@ -17,8 +17,8 @@ const bool Netpoller::kShortReadsEnd = true;  // epoll(7)
 
 Fd Netpoller::make_queue() { return Fd(::epoll_create1(EPOLL_CLOEXEC)); }
 
-// Once, for both directions, for as long as it is open; edge-triggered, because the one
-// who is told and the one who reads are not the same.
+// Once, for both directions, for as long as it is open; edge-triggered, because the worker
+// that is told need not be the one that reads.
 bool Netpoller::watch(int fd, std::uint32_t sequence) {
   epoll_event event{};
   event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;

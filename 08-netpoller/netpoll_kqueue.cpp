@@ -31,8 +31,8 @@ const bool Netpoller::kShortReadsEnd = false;  // kqueue(2) has no word of it
 
 Fd Netpoller::make_queue() { return Fd(::kqueue()); }
 
-// For reading once, for as long as it is open; EV_CLEAR, because the one who is told and
-// the one who reads are not the same.
+// For reading once, for as long as it is open; EV_CLEAR, because the worker that is told and
+// the one that reads need not be the same.
 bool Netpoller::watch(int fd, std::uint32_t sequence) {
   return add(queue_, fd, EVFILT_READ, EV_CLEAR, sequence);
 }

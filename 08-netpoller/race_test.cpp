@@ -118,7 +118,7 @@ TEST_CASE("a close before the reader has parked is not lost") {
 
 TEST_CASE("a deadline that is taken back before the reader runs does not end the read") {
   holds([] {
-    // It passes in the window, and wakes the reader; before he looks it is gone again.
+    // It passes in the window, and wakes the reader; before that looks it is gone again.
     for (const Window window : kUntilParked) {
       CAPTURE(static_cast<int>(window));
       CHECK(read_while(window, [](Pair& pair, Scheduler&) {
@@ -135,11 +135,11 @@ TEST_CASE("a read that its deadline ended leaves what has come to the next") {
     run(2, [](Scheduler& scheduler) -> Task {
       Pair pair(scheduler);
       std::atomic<bool> sent = false;
-      const Hook hook(Window::after_report, [&] {  // news and deadline, before he runs
+      const Hook hook(Window::after_report, [&] {  // news and deadline, before it runs
         if (sent.exchange(false)) pair.near->set_read_deadline(Clock::time_point::min());
       });
       std::thread sender([&] {
-        std::this_thread::sleep_for(20ms);  // he waits by then
+        std::this_thread::sleep_for(20ms);  // it waits by then
         pair.send("a");
         std::this_thread::sleep_for(20ms);  // and again
         sent = true;
@@ -215,7 +215,7 @@ TEST_CASE("a number is not given away before its reader has left") {
       co_await sleep_for(5ms);
       pair.near->close();
       CHECK(leaving.wait());
-      CHECK(::fcntl(pair.number, F_GETFD) >= 0);  // closed, but for him
+      CHECK(::fcntl(pair.number, F_GETFD) >= 0);  // closed, but for its user
       leave.set();
       CHECK(ended.wait());
       CHECK(wait_until(patience, [&] { return ::fcntl(pair.number, F_GETFD) < 0; }));
@@ -273,7 +273,7 @@ TEST_CASE("an operation on a number's former owner does not wait behind the next
       Event next_ended;
       const NumberedPair former(scheduler);
       go(read_third(*former.near, late, late_ended));
-      co_await yield();  // until he stands behind us
+      co_await yield();  // until it stands behind us
       former.near->close();
       const NumberedPair next(scheduler);
       CHECK(next.number == former.number);
@@ -289,7 +289,7 @@ TEST_CASE("an operation on a number's former owner does not wait behind the next
   });
 }
 
-TEST_CASE("who is about to wait for a lock as it goes to the number's next owner does not wait") {
+TEST_CASE("an operation does not wait for a lock that has gone to the number's next owner") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task {
       Status first = Status::ok;

@@ -47,7 +47,7 @@ class GoroutineList {
     return taken;
   }
 
-  // The next one's memory, while this one is at work: it has slept, and is cold.
+  // Fetches the next one's frame into the cache: it has slept, and is cold.
   void prefetch() const {
     constexpr std::size_t kLine = 64;
     for (std::size_t i = 0; first_ && i < 6; ++i)
@@ -74,7 +74,7 @@ class RunQueue {
     if (size_ == 0) return nullptr;
     const std::lock_guard lock(mutex_);
     Goroutine* goroutine = list_.pop();
-    size_.store(list_.size(), std::memory_order_release);  // nobody waits for less
+    size_.store(list_.size(), std::memory_order_release);  // nobody waits for it to shrink
     list_.prefetch();
     return goroutine;
   }

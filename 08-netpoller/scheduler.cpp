@@ -8,10 +8,10 @@
 
 namespace {
 
-constexpr int kBudget = 2;               // operations that may be done at once, one after another
+constexpr int kBudget = 2;               // operations in a row that may be done without waiting
 constexpr std::uint32_t kFairness = 61;  // turns after which the global queue comes first, as in Go
 constexpr std::size_t kManyWoken = 64;   // by one poll: then another worker helps
-constexpr std::chrono::milliseconds kWatch{10};  // how long a worker may neither poll nor be helped
+constexpr std::chrono::milliseconds kWatch{10};  // without a poll: then a sleeper takes over
 
 thread_local Worker* current = nullptr;
 
@@ -23,8 +23,8 @@ void go_on_at(std::coroutine_handle<> point) { this_worker()->goroutine->point =
 
 void go(Task task) { this_worker()->scheduler.go(std::move(task)); }
 
-// One who could always go on would keep the worker to himself: after a few operations he
-// stands at the end of the line.
+// A goroutine that can always go on would keep the worker to itself: after a few operations
+// it goes to the end of the line.
 bool Operation::await_ready() { return this_worker()->budget-- > 0 && attempt(); }
 
 void Operation::await_suspend(std::coroutine_handle<> point) {
@@ -139,11 +139,11 @@ Goroutine* Scheduler::find_runnable(Worker& worker) {
       if (Goroutine* goroutine = global_.pop()) return goroutine;
     }
     if (Goroutine* goroutine = worker.queue.pop()) return goroutine;
-    // Whom the network has made ready goes first. Before the timers: a deadline may have
-    // passed because nobody looked. And before the global queue: there are those who have
-    // had a turn, and those whom a thread made ready that is no worker; they would keep
-    // the network out. (In Go a thread of its own sees to that, sysmon: there a goroutine
-    // may run for long.)
+    // Goroutines that the network has made ready go first. Before the timers: a deadline may
+    // have passed only because nobody looked. And before the global queue, which holds
+    // goroutines that have had a turn, and those that were made ready by a thread that is no
+    // worker: they would keep the network out. (In Go a thread of its own sees to that,
+    // sysmon: there a goroutine may run for long.)
     if ((timers_.due() || global_.size() > 0) && poll_now(worker)) continue;
     timers_.fire_due();
     if (Goroutine* goroutine = global_.pop()) return goroutine;
@@ -171,8 +171,8 @@ Goroutine* Scheduler::steal(Worker& worker) {
   return nullptr;
 }
 
-// Who was the last to look for work, and has found some, has somebody else look: there
-// may be more.
+// A worker that has found work, and was the last to look for it, has another one look:
+// there may be more.
 void Scheduler::stop_spinning(Worker& worker) {
   if (!std::exchange(worker.spinning, false)) return;
   if (--spinning_ == 0 && has_work()) wake_one();
@@ -186,12 +186,12 @@ bool Scheduler::has_work() const {
 
 // ---- Polling, sleeping and waking.
 
-// Looks who is ready, unless somebody else is at it. Whether anybody is.
+// Polls without waiting, unless another worker is polling. Returns whether any was ready.
 bool Scheduler::poll_now(Worker& worker) {
   return !polling_.exchange(true) && poll(worker, Clock::time_point::min());
 }
 
-// By who has set polling_.
+// Called by the worker that has set polling_.
 bool Scheduler::poll(Worker& worker, Clock::time_point until) {
   ++polls_;
   const GoroutineList woken = netpoller_.poll(until);
@@ -205,9 +205,9 @@ bool Scheduler::poll(Worker& worker, Clock::time_point until) {
   return woken.size() > 0;
 }
 
-// First it says that it is idle, then it drops out of the search, and then it looks once
-// more. Whoever has work first puts it into a queue, and then looks for a searcher, and
-// for the idle. So one of the two sees the other.
+// First the worker says that it is idle, then it leaves the search, and then it looks once
+// more. A thread that has new work first puts it into a queue, and then looks for idle and
+// for searching workers. So one of the two sees the other.
 void Scheduler::idle(Worker& worker) {
   HOOK(before_idle);
   bool polls = false;
@@ -229,11 +229,10 @@ void Scheduler::idle(Worker& worker) {
   }
 }
 
-// Who has slept longest keeps an eye open. If all others are busy and nobody has polled
-// for a while, one of them is stuck in a goroutine that takes its time; and he takes over.
-// If somebody has been in the poll since he looked last, he need not look until that one
-// comes out.
-// `stay`: not if there was work after all.
+// The worker that has slept longest keeps watch. If nobody has polled for a while, all others
+// are busy with goroutines that take their time, and it takes over. If one has been in the
+// poll since it looked last, it need not look until that one comes out.
+// `stay`: false if there was work after all.
 void Scheduler::sleep(Worker& worker, bool stay) {
   HOOK(before_sleep);
   std::unique_lock lock(mutex_);
@@ -250,19 +249,19 @@ void Scheduler::sleep(Worker& worker, bool stay) {
       stay = polling_ && !has_work();
     }
   }
-  if (worker.spinning) return;  // it was taken off the list, and counted as a searcher
+  if (worker.spinning) return;  // wake_one has taken it off the list, and counted it
   std::erase(sleepers_, &worker);
   watch();
   --idle_;
 }
 
-// Has the first of those who sleep look up again from time to time.
+// Has the first of the sleepers keep watch again.
 void Scheduler::watch() {
   unwatched_ = false;
   if (!sleepers_.empty()) sleepers_.front()->wake.notify_one();
 }
 
-// Has somebody look for work, unless somebody does.
+// Has a worker look for work, unless one does.
 void Scheduler::wake_one() {
   if (idle_ == 0 || spinning_ > 0) return;
   const std::lock_guard lock(mutex_);
@@ -278,7 +277,7 @@ void Scheduler::wake_one() {
   worker.wake.notify_one();
 }
 
-// Behind all others. Somebody else may have him, if there is more than he.
+// Behind all others. If it is not the only one there, another worker may have it.
 void Scheduler::put_behind(Goroutine& goroutine) {
   global_.push(goroutine);
   if (global_.size() > 1) wake_one();

@@ -5,7 +5,7 @@
 // another worker's. When there is nothing at all, one worker blocks in the poll, and the
 // others sleep. Go keeps threads (M) and the right to run (P) apart, so that a P can go
 // on without a thread that is stuck in a system call. Here a worker is both: a goroutine
-// that blocks keeps its worker. Blocking work goes to a pool (blocking, in net.h).
+// that blocks, blocks its worker. Blocking work goes to a pool (blocking, in net.h).
 #pragma once
 
 #include <atomic>
@@ -40,11 +40,11 @@ struct Worker {
   // Of the goroutine that it runs.
   Goroutine* goroutine = nullptr;
   std::atomic<bool> busy = false;  // for the trace
-  int budget = 0;                  // less than nothing: it has tried one operation too many
-  // Of its search for one.
+  int budget = 0;                  // below zero: it has tried one operation too many
+  // Of its search for the next one.
   std::uint32_t turns = 0;
   std::uint64_t random;
-  bool spinning = false;  // it looks for work of others; if it sleeps: it has been woken
+  bool spinning = false;  // it looks for work; while it sleeps: it has been woken
   std::condition_variable wake;
 };
 
@@ -54,9 +54,9 @@ class Scheduler {
   // others do what blocks. Throws StartupError: no netpoller.
   Scheduler(std::size_t workers, std::size_t blocking);
 
-  // Runs `main`, and all that it starts, until it ends. Others that have not ended by
-  // then are dropped, as in Go when main returns; unfinished() says how many. They may
-  // run for a moment longer than main: what they refer to must not be main's own. Throws
+  // Runs `main`, and all goroutines that it starts, until `main` ends. Those that have not
+  // ended by then are dropped, as in Go when main returns; unfinished() says how many. They
+  // may run for a moment longer than main: what they refer to must not be main's own. Throws
   // what main throws; StartupError for want of threads. (A poll that fails is a bug, and ends
   // the program.)
   void run(Task main);
@@ -105,7 +105,7 @@ class Scheduler {
   std::atomic<int> spinning_ = 0;  // workers that look for work
   std::mutex mutex_;               // of sleepers_, of watch(), and of going to sleep
   std::vector<Worker*> sleepers_;
-  std::atomic<bool> unwatched_ = false;  // no sleeper looks up: the poll has not ended for long
+  std::atomic<bool> unwatched_ = false;  // no sleeper keeps watch: the poll has lasted for long
   std::atomic<std::uint64_t> polls_ = 0;
   std::atomic<std::uint64_t> steals_ = 0;
   WorkerPool pool_;  // the last member, so the first to go: its threads use the others

@@ -39,7 +39,7 @@ void compute_when(const std::function<void(const std::function<void()>& start)>&
     co_await blocking([&] {
       when([&] {
         first.send("!");
-        (void)computes.wait(50ms);  // unless the poller waits for whoever has called
+        (void)computes.wait(50ms);  // unless the poller waits for its caller
       });
       CHECK(second_has_read.wait());
     });

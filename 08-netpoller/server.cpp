@@ -8,7 +8,7 @@
 //     go echo(conn)
 //   }
 //
-// and what is more here is about the end: of descriptors, of patience, of the server.
+// and the rest is about ends: of descriptors, of patience, of the server.
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
@@ -31,7 +31,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds kTick{200};    // from one look at who can go to the next
+constexpr milliseconds kTick{200};    // from one look at which connections can go to the next
 constexpr milliseconds kGrace{5000};  // from SIGTERM to the end, at most
 constexpr std::size_t kBlockingThreads = 16;
 constexpr std::size_t kMostThreads = 10'000;  // Go's default (debug.SetMaxThreads)
@@ -54,7 +54,7 @@ Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
       conn.set_read_deadline(Clock::now() + limits.idle_timeout);
     const Received request = co_await conn.read();
     session.goes_on();
-    if (request.status == Status::timed_out && conn.underway().in) continue;  // he spoke in time
+    if (request.status == Status::timed_out && conn.underway().in) continue;  // it came in time
     if (request.status != Status::ok) co_return;
     if (request.bytes.view().starts_with('#')) co_await work_on(limits.work);
     if (limits.idle_timeout > milliseconds(0))  // for all of it: 16 KiB at most
@@ -101,9 +101,9 @@ void on_signal(int) {
   errno = error;
 }
 
-// The server's main goroutine: starts it, waits for a signal, and ends it. No one new
-// then, but for those in the backlog; who has bytes on the way is served; who is quiet
-// is told so by a deadline that has passed.
+// The server's main goroutine: starts it, waits for a signal, and ends it. Nobody new is let
+// in then, but for the backlog; connections with bytes on the way are served; quiet ones are
+// ended by a deadline that has passed.
 Task run_server(Listener& listener, Sessions& sessions, Conn& signals, const Limits& limits,
                 Scheduler& scheduler) {
   Task accepting = serve(listener, sessions, limits);  // there is memory for it: say so
@@ -119,7 +119,7 @@ Task run_server(Listener& listener, Sessions& sessions, Conn& signals, const Lim
     co_await yield();
   }
   listener.close();
-  co_await yield();  // whoever accepts ends first: if that was all, nobody is waited for
+  co_await yield();  // `serve` ends first: if that was all, there is nobody to wait for
   while (scheduler.unfinished() > 1 && Clock::now() + kTick < grace_ends) {
     co_await sleep_for(kTick);
     sessions.end_the_quiet();
@@ -138,7 +138,7 @@ int main(int argc, char** argv) {
   Options options("An echo server of goroutines: each waits, and none keeps a thread waiting.");
   options.add(endpoint);
   options.add("workers", workers, "threads that run goroutines", kMostThreads);
-  options.add("idle-timeout", limits.idle_timeout, "closes who is silent for so long");
+  options.add("idle-timeout", limits.idle_timeout, "closes clients that are silent for so long");
   options.add("work", limits.work, "what a request that begins with # takes, blocking");
   options.add("schedtrace", limits.trace, "says so often what the scheduler does");
   options.parse(argc, argv);

@@ -14,9 +14,9 @@ Session::~Session() {
   if (after) after->before = before;
 }
 
-// Who is quiet, and has received all, gets a deadline that has passed, and not a close: if
-// he has spoken just now, his goroutine takes it back, or finds that there are bytes
-// (server.cpp).
+// A client that is quiet, and has received all, gets a deadline that has passed, and not a
+// close: if it has spoken just now, its goroutine takes the deadline back, or finds that
+// there are bytes (server.cpp).
 void Sessions::end_the_quiet() {
   const std::lock_guard lock(mutex_);
   for (Session* session = first_; session; session = session->after) {

@@ -12,7 +12,7 @@ struct Session;
 
 class Sessions {
  public:
-  void end_the_quiet();  // those for whom nothing has happened since the last call
+  void end_the_quiet();  // those on which nothing has happened since the last call
   void close_all();
 
  private:
@@ -22,7 +22,7 @@ class Sessions {
   Session* first_ = nullptr;
 };
 
-// What must be known of a connection at a stop. It is in the list as long as it is there.
+// What must be known of a connection at a stop. It is in the list for as long as it exists.
 struct Session {
   Session(Sessions& of, Conn& its);
   ~Session();

@@ -3,7 +3,7 @@
 // After Go's g (runtime/runtime2.go). A g has a stack, which grows. A coroutine has a
 // frame, which the compiler lays out, for all that may be alive across a co_await. So
 // `co_await` has to stand wherever the coroutine may wait, also in between: a function
-// that waits is a Task too, and whoever calls it says co_await.
+// that waits is a Task too, and its callers say co_await.
 #pragma once
 
 #include <coroutine>
@@ -21,9 +21,9 @@ struct Goroutine {
 
 // What a goroutine waits for, in the place where it waits. `co_await operation` tries it;
 // if it cannot be done now, the goroutine is suspended, and the worker, on its own stack,
-// commits: from then on whoever makes the operation possible finds the goroutine and has
-// it run, maybe on another worker and at once. So after a commit that was successful
-// nothing of the operation or the goroutine may be touched.
+// commits it. From then on another thread may make the operation possible, find the
+// goroutine, and have it run at once on another worker. So after a successful commit
+// neither the operation nor the goroutine may be touched.
 class Operation {
  public:
   // Neither throws: on a worker's own stack there is nobody to catch it.
@@ -48,7 +48,7 @@ class [[nodiscard]] Task {
 
   // At the end a called Task goes back to its caller. It does not resume it: that would
   // put one resume into another, and g++ 12 keeps such a tower on the stack. It says
-  // where to go on, and returns to the worker, who does.
+  // where to go on, and returns to the worker, which does.
   struct End {
     bool await_ready() noexcept { return false; }
     void await_suspend(Handle frame) noexcept { go_on_at(frame.promise().caller); }

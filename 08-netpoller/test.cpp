@@ -63,7 +63,7 @@ TEST_CASE("without memory single connections end and nothing else") {
 }
 TEST_CASE("a port in use is said in one line") { holds(kServer, battery::port_in_use); }
 TEST_CASE("a wrong flag is said in one line") { holds(kServer, battery::misuse); }
-TEST_CASE("who is silent for too long is closed and who speaks is not") {
+TEST_CASE("a client that is silent for too long is closed and one that speaks is not") {
   holds(kServer, battery::idle_timeout);
 }
 TEST_CASE("slow and quick requests of one client come back in order") {
@@ -71,10 +71,10 @@ TEST_CASE("slow and quick requests of one client come back in order") {
 }
 TEST_CASE("at SIGTERM the idle are closed") { holds(kServer, battery::stop_idle); }
 TEST_CASE("at SIGTERM every byte on its way comes back") { holds(kServer, battery::stop_busy); }
-TEST_CASE("at SIGTERM who never reads is waited for until the grace ends") {
+TEST_CASE("at SIGTERM a client that never reads is waited for until the grace ends") {
   holds(kServer, battery::stop_stuck);
 }
-TEST_CASE("at SIGTERM who reads slowly gets every byte") {
+TEST_CASE("at SIGTERM a client that reads slowly gets every byte") {
   holds(kServer, battery::stop_unacknowledged);
 }
 TEST_CASE("a signal too many does not hold up the end") {
@@ -163,7 +163,7 @@ TEST_CASE("without a free descriptor it can still be stopped") {
   });
 }
 
-TEST_CASE("at SIGTERM who is in the backlog is served") {
+TEST_CASE("at SIGTERM a client in the backlog is served") {
   holds([] {
     // When it goes on, both the listener and the signal have come. The goroutine that
     // accepts is the first, but has to let the other go on after a few.
@@ -196,7 +196,7 @@ TEST_CASE("once its output has left a connection costs nothing") {
   });
 }
 
-TEST_CASE("who is silent is looked at once and then left alone") {
+TEST_CASE("a silent client is looked at once and then left alone") {
   holds([] {
     if (POLLER != std::string("epoll")) skip("with kqueue nobody is trusted");
     CallLog log({.argv = {SERVER, "--workers", "1"}, .environment = {}}, "read");
@@ -222,7 +222,7 @@ TEST_CASE("a shortage that ends elsewhere is noticed") {
   });
 }
 
-TEST_CASE("who sends without end does not hold up the others") {
+TEST_CASE("a client that sends without end does not hold up the others") {
   holds([] {
     CallLog log({.argv = {SERVER, "--workers", "1"}, .environment = {}}, "read,recvmsg");
     ServerProcess server(log.command());
@@ -272,7 +272,7 @@ TEST_CASE("threads that cannot be had end the start in one line") {
   });
 }
 
-TEST_CASE("who asks for blocking work when there can be no thread is closed and nobody else") {
+TEST_CASE("blocking work for which there can be no thread closes its client and no other") {
   holds([] {
     if (POLLER != std::string("epoll")) skip("libkqueue needs threads of its own");
     ServerProcess server(under_strace({.argv = {SERVER, "--workers", "1"}, .environment = {}},
@@ -318,7 +318,7 @@ TEST_CASE("at SIGTERM blocking work is finished and its reply sent") {
   });
 }
 
-TEST_CASE("at SIGTERM who has had a slow reply may say more for a tick") {
+TEST_CASE("at SIGTERM a client that has had a slow reply may say more for a tick") {
   holds([] {
     ServerProcess server(kServer.command.with({"--work", "300ms"}));
     Client client(server.address());
@@ -384,7 +384,7 @@ TEST_CASE("--schedtrace says once a period what the scheduler does") {
   });
 }
 
-TEST_CASE("who never reads is closed when nothing has moved for too long") {
+TEST_CASE("a client that never reads is closed when nothing has moved for too long") {
   holds([] {
     ServerProcess server(kServer.command.with({"--idle-timeout", "300ms"}));
     Client client(server.address());
@@ -395,7 +395,7 @@ TEST_CASE("who never reads is closed when nothing has moved for too long") {
   });
 }
 
-TEST_CASE("who spoke in time while the server was held up is answered") {
+TEST_CASE("a client that spoke in time while the server was held up is answered") {
   holds([] {
     // The third write, after the line that it listens and the first reply, takes 600 ms.
     const Command command{.argv = {SERVER, "--workers", "1", "--idle-timeout", "300ms"},
@@ -427,7 +427,7 @@ TEST_CASE("an idle server sleeps") {
   });
 }
 
-TEST_CASE("who has received while the server was held up is not silent") {
+TEST_CASE("a client that has received while the server was held up is not silent") {
   holds([] {
     ServerProcess server(kServer.command.with({"--idle-timeout", "1s"}));
     Client client(server.address());

@@ -1,7 +1,7 @@
-// Timers: who is to be woken when. Go: runtime/time.go.
+// Timers: what is due when. Go: runtime/time.go.
 //
-// Go has a heap of them for each P, so that setting one takes no lock that another
-// processor might hold. Here there is one set, and one lock. It is held for a moment only:
+// Go has a heap of them for each P, each with its own lock, so that setting one hardly ever
+// waits. Here there is one set, and one lock. It is held for a moment only:
 // a deadline that is put off is not moved in the set (netpoll.h).
 #pragma once
 
@@ -33,7 +33,7 @@ class Timer {
 
 class Timers {
  public:
-  // `sooner` is called when what was added is due before all others: whoever sleeps
+  // `sooner` is called when what was added is due before all others: a worker that sleeps
   // until the next one has to know.
   explicit Timers(std::function<void()> sooner) : sooner_(std::move(sooner)) {}
 

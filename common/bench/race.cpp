@@ -263,7 +263,8 @@ void print_table(const std::vector<Row>& rows, const Terms& terms) {
 
 using Value = std::function<double(const Row&)>;
 
-// Who has least, who is within 15 % of that, and who has most: what one run can tell.
+// Which server has least, which are within 15 % of that, and which has most: what one run
+// can tell.
 // Rows whose value is 0 have none.
 std::string least_and_most(std::vector<const Row*> rows, const Value& value, const char* unit,
                            int digits) {

@@ -369,7 +369,8 @@ TEST_CASE("slow requests are not among the measured, but what they do to others 
   CHECK(beside.mismatched_bytes == 0);
   CHECK(ms(beside.latency.quantile(0.9)) < 100);
 
-  // Who comes while it works waits for the rest of the 200 ms: half of them, in the median.
+  // A request that comes while it works waits for the rest of the 200 ms: half of them, in
+  // the median.
   ServerProcess blocked(works.with({"--fault", "works-in-the-loop"}));
   CHECK(ms(run_load(blocked.address(), plan).latency.quantile(0.9)) > 100);
 }

@@ -1,4 +1,4 @@
-// Who of a load generator's many connections is ready: epoll where there is one, else poll.
+// Which of a load generator's many connections are ready: epoll where there is one, else poll.
 #pragma once
 
 #include <poll.h>
@@ -24,7 +24,7 @@ struct Ready {
 };
 
 #ifdef __linux__
-// Who is ready, by epoll, at a cost that is independent of how many are not.
+// Which are ready, by epoll, at a cost that is independent of how many are not.
 class Waiter {
  public:
   void add(const Fd& fd, std::size_t owner, bool writing) {
@@ -76,7 +76,7 @@ class Waiter {
   std::vector<Ready> ready_;
 };
 #else
-// Who is ready, by poll: portable, and costly with thousands of connections.
+// Which are ready, by poll: portable, and costly with thousands of connections.
 class Waiter {
  public:
   void add(const Fd& fd, std::size_t owner, bool writing) {

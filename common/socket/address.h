@@ -1,4 +1,4 @@
-// Where a socket listens, or whom it talks to: an IPv4 or IPv6 address and a port.
+// Where a socket listens, or what it is connected to: an IPv4 or IPv6 address and a port.
 #pragma once
 
 #include <sys/socket.h>

@@ -23,7 +23,7 @@ struct StartupError : std::runtime_error {
 void keep_standard_descriptors();
 
 // Raises the soft limit on descriptors to the hard one and returns it. Shells
-// start programs with a soft limit of 1024 or 256 for the sake of select (03).
+// pass on a soft limit, often 1024 or 256, kept low for the sake of select (03).
 // Source: getrlimit(2).
 std::size_t raise_descriptor_limit();
 

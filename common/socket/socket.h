@@ -8,7 +8,7 @@
 //   resource  Io::out_of_resources: serve those who are in, take no one new for
 //             now, and do not try again at once
 //
-// EINTR is not an outcome: every call here is repeated after it.
+// EINTR is not an outcome: accept, read and write are repeated after it.
 #pragma once
 
 #include <cstddef>

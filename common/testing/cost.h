@@ -17,7 +17,7 @@ double cpu_per_message(const ServerProcess& server, Swarm& swarm, int rounds);
 double median(std::vector<double> values);
 
 // What a message of `busy` clients costs, in microseconds, and what it costs beside
-// `idle` more who say nothing: medians of `pairs` of measurements, each of so many
+// `idle` more that say nothing: medians of `pairs` of measurements, each of so many
 // messages at least, taken in turns on two servers of the same kind that run side by
 // side, and on one processor with the clients. A machine that slows down slows down both.
 struct Costs {

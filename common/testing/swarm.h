@@ -49,7 +49,7 @@ class Swarm {
   void connect();
 
   // The same with a server that may not serve them all: when nothing has moved for
-  // `still`, those who have heard nothing leave. Returns how many are held.
+  // `still`, those that have heard nothing leave. Returns how many are held.
   std::size_t connect_as_many_as_it_serves(milliseconds still);
 
   // All clients send and receive at once. Fails when a byte is wrong, a connection
