@@ -1,8 +1,8 @@
 // Timers: what is due when. Go: runtime/time.go.
 //
 // Go has a heap of them for each P, each with its own lock, so that setting one hardly ever
-// waits. Here there is one set, and one lock. It is held for a moment only:
-// a deadline that is put off is not moved in the set (netpoll.h).
+// waits. Here there is one set, and one lock. It is held for a moment only: a deadline that
+// is put off is not moved in the set (netpoll.h).
 #pragma once
 
 #include <atomic>

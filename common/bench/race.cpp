@@ -264,8 +264,7 @@ void print_table(const std::vector<Row>& rows, const Terms& terms) {
 using Value = std::function<double(const Row&)>;
 
 // Which server has least, which are within 15 % of that, and which has most: what one run
-// can tell.
-// Rows whose value is 0 have none.
+// can tell. Rows whose value is 0 have none.
 std::string least_and_most(std::vector<const Row*> rows, const Value& value, const char* unit,
                            int digits) {
   std::erase_if(rows, [&](const Row* row) { return value(*row) <= 0; });

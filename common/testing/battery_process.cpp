@@ -114,8 +114,8 @@ void stop_unacknowledged(const Subject& subject) {
   client.hears_within(patience);
   server.signal(SIGTERM);
   // All of it is written, and most is not received. A server that closes now loses nothing
-  // as long as the client is silent: the kernel sends the rest. It does at its next word,
-  // which the kernel answers with a reset in place of the rest.
+  // as long as the client is silent: the kernel sends the rest. The client's next word is
+  // answered by the kernel with a reset, in place of the rest.
   if (server.wait_for_exit(1s)) {
     fail("gone 1 s after SIGTERM, though the client has yet to receive; stderr: \"{}\"",
          server.errors());
