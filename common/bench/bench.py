@@ -407,7 +407,7 @@ def cost_table(results, names):
               middle(largest(results, name), "kib_per_connection", 2)]
              for name in names]
     return (table(["CPU µs/request"] + [f"{size:,} connections" for size in SIZES] +
-                  ["switches/request", "KiB/connection"], lines)
+                  [f"switches/request, {SIZES[0]:,}", "KiB/connection"], lines)
             + f"\n\nMedians of {results.turns('closed')}. ×: of the floor's cost in the same turn. "
             + results.where())
 
@@ -431,7 +431,8 @@ def summary_table(results):
                       middle(most, "server_threads", 0), middle(most, "switches", 2),
                       middle(most, "kib_per_connection", 2)])
     header = ["server", "model", "held of 10,000"] + [f"CPU µs/request, {size:,}" for size in SIZES]
-    header += ["× floor, 10,000", "p99 ms, 1,000", "threads", "switches/request", "KiB/connection"]
+    header += ["× floor, 10,000", "p99 ms, 1,000", "threads", f"switches/request, {SIZES[-1]:,}",
+               "KiB/connection"]
     late = " *: the load generator was late itself." if any("*" in line[7] for line in lines) else ""
     return (table(header, lines, words=2) + f"\n\nWith 100, 1,000 and 10,000 connections; p99 at {RATE:,} "
             f"messages a second.{late} Medians of {results.turns('closed')} (p99: of {results.turns('open')}). {results.where()}")
