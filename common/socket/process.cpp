@@ -35,7 +35,7 @@ std::size_t raise_descriptor_limit() {
 
 void ignore_sigpipe() {
   // NOLINTNEXTLINE(performance-no-int-to-ptr): SIG_IGN is such a cast
-  std::signal(SIGPIPE, SIG_IGN);
+  for (const int number : {SIGPIPE, SIGXFSZ}) std::signal(number, SIG_IGN);
 }
 
 void announce(const Fd& listener) {

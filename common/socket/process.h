@@ -29,7 +29,8 @@ std::size_t raise_descriptor_limit();
 
 // Writing to a connection that the peer has closed and reset then fails with EPIPE
 // instead of killing the process. MSG_NOSIGNAL would do it per call, but not on macOS.
-// Source: write(2), signal(7).
+// And a log in a file that has reached its limit (RLIMIT_FSIZE) fails with EFBIG: SIGXFSZ
+// is ignored too. Source: write(2), signal(7).
 void ignore_sigpipe();
 
 // Prints "listening on 127.0.0.1:8080", the one line a server has for stdout, and

@@ -11,6 +11,7 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <cstdio>
 #include <cstring>
 #include <string>
 #include <system_error>
@@ -305,6 +306,22 @@ TEST_CASE("the descriptor limit is raised to what is allowed") {
   REQUIRE(::getrlimit(RLIMIT_NOFILE, &now) == 0);
   CHECK(raised == now.rlim_cur);
   CHECK(raised > 64);
+}
+
+TEST_CASE("a file that has reached its limit fails a write and kills nobody") {
+  ignore_sigpipe();
+  std::FILE* file = std::tmpfile();
+  REQUIRE(file != nullptr);
+  rlimit usual{};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &usual) == 0);
+  const rlimit none{.rlim_cur = 0, .rlim_max = usual.rlim_max};
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &none) == 0);
+  const ssize_t written = ::write(::fileno(file), "!", 1);
+  const int error = errno;
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &usual) == 0);
+  CHECK(written == -1);
+  CHECK(error == EFBIG);
+  (void)std::fclose(file);
 }
 
 TEST_CASE("a closed standard descriptor is not left to a socket") {
