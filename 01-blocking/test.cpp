@@ -36,6 +36,9 @@ TEST_CASE("a client that closes without reading does no harm") {
   holds(kServer, battery::close_without_reading);
 }
 TEST_CASE("five thousand clients later nothing is left behind") { holds(kServer, battery::churn); }
+TEST_CASE("a thousand clients that have left before they are accepted hold up nobody") {
+  holds(kServer, battery::gone_before_accepted);
+}
 TEST_CASE("a connection that died in the queue is skipped at once") {
   holds(kServer, battery::aborted_accepts);
 }

@@ -12,6 +12,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <new>
 #include <optional>
@@ -32,6 +33,7 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others have their turn
+constexpr std::size_t kAccepts = 64;              // likewise
 constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
 constexpr milliseconds kTick{200};                // from one look at things to the next
 constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
@@ -161,7 +163,7 @@ class Server {
 
   // The handlers say what they want, and here it is done.
   void handle(int fd, bool readable, bool writable) {
-    if (fd == listener_.get()) return accept_ready();
+    if (fd == listener_.get()) return accept_ready(kAccepts);
     if (fd == stop_.read_end.get()) return begin_stop();
     Connection& connection = slot(fd);
     if (!connection.socket) return;  // closed by an earlier event of this batch
@@ -178,8 +180,8 @@ class Server {
     if (now != was) set_interest(fd, was, now);
   }
 
-  void accept_ready() {
-    for (;;) {
+  void accept_ready(std::size_t most) {
+    for (std::size_t i = 0; i < most; ++i) {
       Accepted next = accept_from(listener_, Mode::non_blocking);
       if (next.status == Io::would_block) return;
       if (next.status == Io::out_of_resources) return pause_accepting(next.error);
@@ -243,7 +245,7 @@ class Server {
   void begin_stop() {
     set_interest(stop_.read_end.get(), kRead, kNone);
     resume_accepting();  // if it was paused, for the last time
-    if (accepting_) accept_ready();
+    if (accepting_) accept_ready(SIZE_MAX);
     if (accepting_) set_interest(listener_.get(), kRead, kNone);
     stopping_ = true;
     listener_.reset();

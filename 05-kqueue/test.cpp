@@ -48,6 +48,9 @@ TEST_CASE("five thousand clients later nothing is left behind") { holds(kServer,
 TEST_CASE("without a free descriptor those inside are served and the others wait") {
   holds(kServer, battery::out_of_descriptors);
 }
+TEST_CASE("a thousand clients that have left before they are accepted hold up nobody") {
+  holds(kServer, battery::gone_before_accepted);
+}
 TEST_CASE("a connection that died in the queue is skipped at once") {
   holds(kServer, battery::aborted_accepts);
 }

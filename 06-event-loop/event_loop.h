@@ -65,7 +65,7 @@ class EventLoop {
   void close(Connection& connection);
   std::shared_ptr<Connection>& slot(int fd);
 
-  void accept_ready();
+  void accept_ready(std::size_t most);
   bool admit(Fd socket);
   void pause_accepting(int error);
   void resume_accepting();

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cerrno>
+#include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <new>
@@ -15,6 +16,7 @@ using std::chrono::milliseconds;
 
 namespace {
 
+constexpr std::size_t kAccepts = 64;  // before others have their turn
 constexpr milliseconds kTick{200};    // from one look at things to the next
 constexpr milliseconds kGrace{5000};  // from a stop to the end, at most
 
@@ -51,7 +53,7 @@ void EventLoop::turn() {
 
 void EventLoop::handle(const Ready& ready) {
   if (ready.fd == wake_.read_end.get()) return woken();
-  if (ready.fd == listener_->socket().get()) return accept_ready();
+  if (ready.fd == listener_->socket().get()) return accept_ready(kAccepts);
   if (!slot(ready.fd)) return;  // closed by an earlier event of this batch
   Connection& connection = *slot(ready.fd);
   if (ready.readable && connection.interest().read) run(connection, &Connection::on_readable);
@@ -172,8 +174,8 @@ std::size_t EventLoop::unfinished_jobs() const {
   return unfinished_jobs_;
 }
 
-void EventLoop::accept_ready() {
-  for (;;) {
+void EventLoop::accept_ready(std::size_t most) {
+  for (std::size_t i = 0; i < most; ++i) {
     Accepted next = listener_->accept();
     if (next.status == Io::would_block) return;
     if (next.status == Io::out_of_resources) return pause_accepting(next.error);
@@ -288,7 +290,7 @@ void EventLoop::assert_in_loop_thread() const {
 // No one new, but for those in the backlog: they are connected, as far as they know.
 void EventLoop::begin_stop() {
   resume_accepting();  // if it was paused, for the last time
-  if (accepting_) accept_ready();
+  if (accepting_) accept_ready(SIZE_MAX);
   if (accepting_) poller_.set_interest(listener_->socket().get(), kRead, kNone);
   stopping_ = true;
   listener_->close();

@@ -83,7 +83,7 @@ class EventLoop {
   void start_job(Connection& connection);
   void finish_job(Work& work);
 
-  void accept_ready();
+  void accept_ready(std::size_t most);
   bool admit(Fd socket);
   void pause_accepting(int error);
   void resume_accepting();

@@ -28,6 +28,7 @@ const std::vector<Named>& all() {
       {"close without reading", close_without_reading, ""},
       {"churn", churn, ""},
       {"EMFILE", out_of_descriptors, ""},
+      {"gone before accepted", gone_before_accepted, ""},
       {"accept errors", aborted_accepts, ""},
       {"EINTR", interrupted_calls, ""},
       {"short writes", short_writes, ""},

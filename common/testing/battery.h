@@ -45,6 +45,7 @@ void reset(const Subject&);                  // exits on an error that is only a
 void close_without_reading(const Subject&);  // lets SIGPIPE kill it
 void churn(const Subject&);                  // forgets to close, or to free
 void out_of_descriptors(const Subject&);     // accepts again at once: spins
+void gone_before_accepted(const Subject&);   // accepts on and on, and closes none
 void aborted_accepts(const Subject&);        // pauses, or exits, for a connection that died
 void interrupted_calls(const Subject&);      // takes EINTR for an error
 void short_writes(const Subject&);           // takes one write for all of it

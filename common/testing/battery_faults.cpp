@@ -197,6 +197,20 @@ void out_of_descriptors(const Subject& subject) {
   });
 }
 
+void gone_before_accepted(const Subject& subject) {
+  Command command = subject.command;
+  command.descriptor_limit = 256;
+  with_server(command, [](ServerProcess& server) {
+    const std::size_t lines = lines_in(server.errors());
+    server.freeze();
+    for (int i = 0; i < 1000; ++i) Client(server.address()).reset();
+    server.thaw();
+    Client(server.address()).echo("hello");
+    if (lines_in(server.errors()) > lines)
+      fail("a thousand clients that had left before they were accepted took all descriptors");
+  });
+}
+
 void aborted_accepts(const Subject& subject) {
   // The first ten accepts fail. A server that took that for a shortage, and paused for
   // 5 ms doubling each time, would be late by 4 s.

@@ -141,7 +141,7 @@ void Server::accept_ready() {
     accept_again_ = Clock::now() + 300ms;
     return;
   }
-  for (;;) {
+  for (int i = 0; i < 64 || faulty("accepts-without-end"); ++i) {
     Accepted next = accept_from(listener_, Mode::non_blocking);
     if (next.status == Io::would_block) return;
     if (next.status == Io::ok) {

@@ -93,6 +93,9 @@ TEST_CASE("caught: exit without descriptors") {
 TEST_CASE("caught: never accepting again") {
   catches(battery::out_of_descriptors, "never-accepts-again");
 }
+TEST_CASE("caught: accepting without end") {
+  catches(battery::gone_before_accepted, "accepts-without-end");
+}
 TEST_CASE("caught: a pause after an aborted accept") {
   catches(battery::aborted_accepts, "pauses-on-abort");
 }
