@@ -49,11 +49,10 @@ Task work_on(milliseconds work) {
 Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
   Session session(sessions, conn);
   for (;;) {
-    session.waits();
+    session.stirs();
     if (limits.idle_timeout > milliseconds(0))
       conn.set_read_deadline(Clock::now() + limits.idle_timeout);
     const Received request = co_await conn.read();
-    session.goes_on();
     if (request.status == Status::timed_out && conn.underway().in) continue;  // bytes came in time
     if (request.status != Status::ok) co_return;
     if (request.bytes.view().starts_with('#')) co_await work_on(limits.work);

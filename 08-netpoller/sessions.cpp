@@ -20,12 +20,13 @@ Session::~Session() {
 void Sessions::end_the_quiet() {
   const std::lock_guard lock(mutex_);
   for (Session* session = first_; session; session = session->after) {
-    if (session->quiet.exchange(true) && session->reading && !session->conn.underway().out)
+    if (session->quiet.exchange(true) && !session->conn.underway().out)
       session->conn.set_read_deadline(Clock::time_point::min());
   }
 }
 
 void Session::stirs() {
+  if (!quiet) return;
   const std::lock_guard lock(sessions.mutex_);
   quiet = false;
   conn.set_read_deadline(kNever);

@@ -29,21 +29,13 @@ struct Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // Said by its goroutine, before and after each read.
-  void waits() {
-    if (quiet) stirs();
-    reading.store(true, std::memory_order_release);
-  }
-  void goes_on() {
-    reading.store(false, std::memory_order_release);
-    if (quiet) stirs();
-  }
-  void stirs();  // something has happened: takes back what end_the_quiet did
+  // Said by its goroutine before each read: something has happened. Takes back what
+  // end_the_quiet did, which ends nothing but a read.
+  void stirs();
 
   Sessions& sessions;
   Conn& conn;
-  std::atomic<bool> reading = false;  // waits for a request: there is nothing to finish
-  std::atomic<bool> quiet = false;    // nothing has happened since the last look
-  Session* before = nullptr;          // in the list
+  std::atomic<bool> quiet = false;  // nothing has happened since the last look
+  Session* before = nullptr;        // in the list
   Session* after = nullptr;
 };
