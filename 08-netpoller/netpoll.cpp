@@ -27,16 +27,18 @@ bool PollDesc::lock(Direction direction) {
 
 // Joins the line, and says so, unless the lock was given back meanwhile: then nobody would
 // look into the line.
-bool PollDesc::wait_for_lock(PollOperation& operation) {
+bool PollDesc::wait_for_lock(PollOperation& operation, Goroutine& goroutine) {
   const std::lock_guard guard(mutex());  // it cannot be closed meanwhile
   if (sequence_ != operation.sequence_) return false;
   std::uint32_t use = use_;
   do {
     if ((use & kClosing) || !(use & held(operation.direction_))) return false;
   } while (!use_.compare_exchange_weak(use, use | wanted(operation.direction_)));
-  PollOperation** end = &side(operation.direction_).line;
-  while (*end) end = &(*end)->next_in_line_;
-  *end = &operation;
+  operation.locked_ = true;  // once it goes on: only hand_over wakes it
+  Goroutine** end = &side(operation.direction_).line;
+  while (*end) end = &(*end)->next;
+  *end = &goroutine;
+  goroutine.next = nullptr;
   return true;
 }
 
@@ -54,15 +56,14 @@ void PollDesc::unlock(Direction direction) {
 // To the first in line: it stays held, and its user is another one now. After a close
 // too: that one finds out, and hands it over to the next.
 void PollDesc::hand_over(Direction direction) {
-  PollOperation* first = nullptr;
+  Goroutine* first = nullptr;
   {
     const std::lock_guard guard(mutex());
-    PollOperation*& line = side(direction).line;
-    first = std::exchange(line, line->next_in_line_);
+    Goroutine*& line = side(direction).line;
+    first = std::exchange(line, line->next);
     if (!line) use_ &= ~wanted(direction);
   }
-  first->locked_ = true;
-  netpoller_->scheduler().ready(*first->goroutine_);
+  netpoller_->scheduler().ready(*first);
 }
 
 void PollDesc::close() {
@@ -231,8 +232,7 @@ bool PollOperation::done(Io io) {
 }
 
 bool PollOperation::commit(Goroutine& goroutine) {
-  goroutine_ = &goroutine;
-  if (!locked_) return desc_->wait_for_lock(*this);
+  if (!locked_) return desc_->wait_for_lock(*this, goroutine);
   parked_ = true;
   return desc_->park(direction_, goroutine);
 }

@@ -57,8 +57,8 @@ class PollDesc final : private Timer {
   // One goroutine at a time reads, and one writes; others wait in line. The holder of a lock
   // is a user, and so is the owner until close: the last user closes the descriptor, so that
   // its number is not given to somebody else under a waiter's feet.
-  bool lock(Direction direction);                // false: another has it, or it is closed
-  bool wait_for_lock(PollOperation& operation);  // false: it may be free now
+  bool lock(Direction direction);  // false: another has it, or it is closed
+  bool wait_for_lock(PollOperation& operation, Goroutine& goroutine);  // false: it may be free now
   void unlock(Direction direction);
   void close();  // releases all that wait; their operations fail
 
@@ -114,7 +114,7 @@ class PollDesc final : private Timer {
   struct Side {
     std::atomic<std::uintptr_t> state = kNil;
     std::atomic<Clock::time_point> deadline = kNever;
-    PollOperation* line = nullptr;  // for the lock; first come, first served
+    Goroutine* line = nullptr;  // for the lock; first come, first served
   };
   Side& side(Direction direction) { return sides_[static_cast<std::size_t>(direction)]; }
 
@@ -257,6 +257,4 @@ class PollOperation : public Operation {
   Direction direction_;
   bool locked_ = false;
   bool parked_ = false;
-  Goroutine* goroutine_ = nullptr;  // while it is in line for the lock
-  PollOperation* next_in_line_ = nullptr;
 };

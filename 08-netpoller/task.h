@@ -16,7 +16,7 @@ struct Goroutine {
   std::coroutine_handle<> frame;   // the outermost; the scheduler destroys it at the end
   std::coroutine_handle<> point;   // the innermost: where it goes on; none: it has ended
   Operation* operation = nullptr;  // what it waits for there
-  Goroutine* next = nullptr;       // in a run queue
+  Goroutine* next = nullptr;       // in a run queue, or in line for a descriptor
 };
 
 // What a goroutine waits for, in the place where it waits. `co_await operation` tries it;
