@@ -45,7 +45,6 @@ class Read : public PollOperation {
 
  private:
   Io call() override;
-  bool may_skip_call() const override { return desc().drained(); }
 
   Bytes bytes_;
 };

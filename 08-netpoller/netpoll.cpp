@@ -193,7 +193,7 @@ bool PollOperation::attempt() {
 
 bool PollOperation::try_call() {
   const bool woken = std::exchange(parked_, false);
-  bool skip = !woken && may_skip_call();
+  bool skip = !woken && direction_ == Direction::read && desc_->drained();
   for (;;) {
     if (status_ = refusal(); status_ != Status::ok) {
       if (woken && heard_late() && done(call())) return true;

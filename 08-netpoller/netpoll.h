@@ -238,7 +238,6 @@ class PollOperation : public Operation {
  protected:
   // The system call, and its status. Io::would_block: not now. It does not throw.
   virtual Io call() = 0;
-  virtual bool may_skip_call() const { return false; }
 
   PollDesc& desc() const { return *desc_; }
 
