@@ -8,22 +8,17 @@ namespace {
 
 constexpr std::size_t kBuffer = 16 * 1024;
 
-// From the worker, which keeps a few that are spare. Nothing: no memory.
+// From the worker, which keeps one that is spare. Nothing: no memory.
 Buffer borrow_buffer() {
-  auto& spare = this_worker()->buffers;
-  if (spare.empty()) return Buffer(new (std::nothrow) char[kBuffer]);
-  Buffer buffer(spare.back().release());
-  spare.pop_back();
-  return buffer;
+  auto& spare = this_worker()->spare_buffer;
+  return Buffer(spare ? spare.release() : new (std::nothrow) char[kBuffer]);
 }
 
 }  // namespace
 
 void GiveBack::operator()(char* buffer) const {
-  std::unique_ptr<char[]> spare(buffer);
-  Worker* worker = this_worker();
-  if (worker && worker->buffers.size() < Worker::kSpareBuffers)
-    worker->buffers.push_back(std::move(spare));
+  std::unique_ptr<char[]> given_back(buffer);
+  if (Worker* worker = this_worker()) worker->spare_buffer.swap(given_back);
 }
 
 // A buffer for as long as the call takes; for longer only if something came.

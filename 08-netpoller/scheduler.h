@@ -28,15 +28,11 @@
 class Scheduler;
 
 struct Worker {
-  Worker(Scheduler& of, std::size_t number) : scheduler(of), random(number + 1) {
-    buffers.reserve(kSpareBuffers);
-  }
-
-  static constexpr std::size_t kSpareBuffers = 16;
+  Worker(Scheduler& of, std::size_t number) : scheduler(of), random(number + 1) {}
 
   Scheduler& scheduler;
   RunQueue queue;
-  std::vector<std::unique_ptr<char[]>> buffers;  // that nobody has borrowed (net.cpp)
+  std::unique_ptr<char[]> spare_buffer;  // that nobody has borrowed (net.cpp)
   // Of the goroutine that it runs.
   Goroutine* goroutine = nullptr;
   std::atomic<bool> busy = false;  // for the trace
