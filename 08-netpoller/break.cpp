@@ -57,7 +57,7 @@ Task echo_beside_hogs(Scheduler& scheduler, Listener& listener, std::chrono::mic
   for (;;) {
     const Received request = co_await client.conn.read();
     if (request.status != Status::ok) break;
-    if (co_await client.conn.write_all(request.bytes.view()) != Status::ok) break;
+    if (co_await client.conn.write_all(request.bytes()) != Status::ok) break;
   }
   over = true;
   while (scheduler.unfinished() > 1) co_await yield();

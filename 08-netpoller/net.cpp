@@ -27,7 +27,8 @@ Io Read::call() {
   const IoResult in =
       buffer ? read_some(desc().fd(), {buffer.get(), kBuffer}) : IoResult{Io::out_of_resources, 0};
   desc().set_left(in.status, in.size < kBuffer);
-  if (in.status == Io::ok) bytes_ = {std::move(buffer), in.size};
+  if (in.status == Io::ok) buffer_ = std::move(buffer);
+  size_ = in.size;
   return in.status;
 }
 

@@ -25,28 +25,24 @@ struct GiveBack {
 };
 using Buffer = std::unique_ptr<char[], GiveBack>;
 
-// Bytes that were read.
-struct Bytes {
-  Buffer buffer;
-  std::size_t size = 0;
-
-  std::string_view view() const { return {buffer.get(), size}; }
-};
-
 struct Received {
   Status status;
-  Bytes bytes;
+  Buffer buffer;
+  std::size_t size;
+
+  std::string_view bytes() const { return {buffer.get(), size}; }
 };
 
 class Read : public PollOperation {
  public:
   explicit Read(const Hold& hold) : PollOperation(hold, Direction::read) {}
-  Received await_resume() { return {status_, std::move(bytes_)}; }
+  Received await_resume() { return {status_, std::move(buffer_), size_}; }
 
  private:
   Io call() override;
 
-  Bytes bytes_;
+  Buffer buffer_;
+  std::size_t size_ = 0;
 };
 
 class WriteAll : public PollOperation {

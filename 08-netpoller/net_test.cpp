@@ -30,7 +30,7 @@ Task echo_on(Conn& conn) {
   for (;;) {
     const Received in = co_await conn.read();
     if (in.status != Status::ok) co_return;
-    if (co_await conn.write_all(in.bytes.view()) != Status::ok) co_return;
+    if (co_await conn.write_all(in.bytes()) != Status::ok) co_return;
   }
 }
 
@@ -46,7 +46,7 @@ Task read_twice(Conn& conn, TwoReads& reads) {
   const auto then = Clock::now();
   const Received second = co_await conn.read();
   reads.between = std::chrono::duration_cast<milliseconds>(Clock::now() - then);
-  reads.bytes = std::string(first.bytes.view()) + std::string(second.bytes.view());
+  reads.bytes = std::string(first.bytes()) + std::string(second.bytes());
   reads.last = second.status;
   reads.ended.set();
 }
@@ -66,7 +66,7 @@ TEST_CASE("twenty thousand messages go to and fro and none allocates") {
           if (i == 100) before = allocations;
           if (co_await pair.near->write_all("ping") != Status::ok) fail("not written");
           const Received in = co_await pair.near->read();
-          if (in.bytes.view() != "ping") fail("not read");
+          if (in.bytes() != "ping") fail("not read");
         }
         const std::size_t allocated = allocations - before;
         // A worker that is new to this may have no buffer yet.
@@ -168,7 +168,7 @@ TEST_CASE("a read without memory for its buffer leaves what has come to the next
       const Status failed = (co_await pair.near->read()).status;
       no_memory = false;
       CHECK(failed == Status::out_of_resources);
-      CHECK((co_await pair.near->read()).bytes.view() == "second");
+      CHECK((co_await pair.near->read()).bytes() == "second");
     });
   });
 }
@@ -183,7 +183,7 @@ TEST_CASE("a deadline that has passed fails a read although there is something t
       CHECK((co_await pair.near->read()).status == Status::timed_out);
       pair.near->set_read_deadline(kNever);
       const Received in = co_await pair.near->read();
-      CHECK(in.bytes.view() == "hello");
+      CHECK(in.bytes() == "hello");
       pair.near->set_write_deadline(kPast);
       CHECK(co_await pair.near->write_all("hello") == Status::timed_out);
     });
@@ -298,7 +298,7 @@ TEST_CASE("deadlines that another thread keeps changing cost no byte") {
             co_await yield();
             continue;
           }
-          CHECK(in.bytes.view() == sent);
+          CHECK(in.bytes() == sent);
           break;
         }
       }
@@ -395,7 +395,7 @@ TEST_CASE("two readers of one connection get every byte once") {
         for (;;) {
           const Received in = co_await pair.near->read();
           if (in.status != Status::ok) break;
-          received += in.bytes.view().size();
+          received += in.bytes().size();
         }
         --left;
       };

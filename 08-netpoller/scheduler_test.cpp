@@ -57,13 +57,13 @@ TEST_CASE("goroutines that start each other hold up neither timers nor the netwo
       go(start_another(end));
       co_await sleep_for(1ms);
       pair.send("hello");
-      CHECK((co_await pair.near->read()).bytes.view() == "hello");
+      CHECK((co_await pair.near->read()).bytes() == "hello");
       std::thread sender([&pair] {
         std::this_thread::sleep_for(20ms);
         pair.send("again");
       });
       pair.near->set_read_deadline(Clock::now() + 500ms);  // before it would be doubted
-      CHECK((co_await pair.near->read()).bytes.view() == "again");
+      CHECK((co_await pair.near->read()).bytes() == "again");
       end.set();
       sender.join();
       while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
@@ -132,7 +132,7 @@ TEST_CASE("goroutines that compute and yield do not keep the network out") {
           const Received in = co_await pair.near->read();
           if (in.status != Status::ok) co_return;
           delays.push_back(turns - sent);
-          if (co_await pair.near->write_all(in.bytes.view()) != Status::ok) co_return;
+          if (co_await pair.near->write_all(in.bytes()) != Status::ok) co_return;
         }
       };
       for (int i = 0; i < 4; ++i) go(hog());
@@ -260,7 +260,7 @@ TEST_CASE("a request of three steps is three lines") {
     run(1, [&](Scheduler& scheduler) -> Task {
       const auto answer = [&](Conn& conn) -> Task {
         const Received name = co_await conn.read();
-        const std::string user = co_await blocking([&] { return look_up(name.bytes.view()); });
+        const std::string user = co_await blocking([&] { return look_up(name.bytes()); });
         const std::string page = co_await blocking([&] { return fetch(user); });
         const std::string size = co_await blocking([&] { return store(page); });
         const std::string reply = size + ": " + page;
@@ -271,7 +271,7 @@ TEST_CASE("a request of three steps is three lines") {
       go(answer(*pair.near));
       CHECK(co_await far.write_all("x") == Status::ok);
       const Received reply = co_await far.read();
-      CHECK(reply.bytes.view() == "17: page of user of x");
+      CHECK(reply.bytes() == "17: page of user of x");
       while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
     });
   });

@@ -55,10 +55,10 @@ Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
     const Received request = co_await conn.read();
     if (request.status == Status::timed_out && conn.underway().in) continue;  // bytes came in time
     if (request.status != Status::ok) co_return;
-    if (request.bytes.view().starts_with('#')) co_await work_on(limits.work);
+    if (request.bytes().starts_with('#')) co_await work_on(limits.work);
     if (limits.idle_timeout > milliseconds(0))  // for all of it: 16 KiB at most
       conn.set_write_deadline(Clock::now() + limits.idle_timeout);
-    if (co_await conn.write_all(request.bytes.view()) != Status::ok) co_return;
+    if (co_await conn.write_all(request.bytes()) != Status::ok) co_return;
   }
 }
 
