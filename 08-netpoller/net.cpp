@@ -98,13 +98,11 @@ bool BlockingCall::commit(Goroutine& goroutine) {
   try {
     scheduler.pool().submit([this, &goroutine, &scheduler] {
       call();
-      done_ = true;
       scheduler.ready(goroutine);
     });
     return true;
   } catch (...) {  // there are no threads, or no memory
     no_thread_ = std::current_exception();
-    done_ = true;
     return false;
   }
 }

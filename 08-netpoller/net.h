@@ -151,7 +151,7 @@ inline Yield yield() { return {}; }
 // the thread's P to another thread (entersyscall and retake in runtime/proc.go).
 class BlockingCall : public Operation {
  public:
-  bool attempt() final { return done_; }
+  bool attempt() final { return std::exchange(submitted_, true); }
   bool commit(Goroutine& goroutine) final;
 
  protected:
@@ -160,7 +160,7 @@ class BlockingCall : public Operation {
   std::exception_ptr no_thread_;  // why it was not called
 
  private:
-  bool done_ = false;
+  bool submitted_ = false;
 };
 
 template <typename Function>
