@@ -41,12 +41,6 @@ class GoroutineList {
     size_ += other.size_;
   }
 
-  GoroutineList take(std::size_t count) {
-    GoroutineList taken;
-    while (taken.size_ < count && first_) taken.push(*pop());
-    return taken;
-  }
-
   // Fetches the next one's frame into the cache: it has slept, and is cold.
   void prefetch() const {
     constexpr std::size_t kLine = 64;
@@ -83,7 +77,8 @@ class RunQueue {
   GoroutineList take_half() {
     if (size_ == 0) return {};
     const std::lock_guard lock(mutex_);
-    GoroutineList half = list_.take((list_.size() + 1) / 2);
+    GoroutineList half;
+    while (half.size() < list_.size()) half.push(*list_.pop());
     size_ = list_.size();
     return half;
   }

@@ -39,7 +39,7 @@ Scheduler::Scheduler(std::size_t workers, std::size_t blocking)
       }),
       netpoller_(*this),
       pool_(blocking) {
-  for (std::size_t i = 0; i < workers; ++i) workers_.push_back(std::make_unique<Worker>(*this, i));
+  for (std::size_t i = 0; i < workers; ++i) workers_.push_back(std::make_unique<Worker>(*this));
   sleepers_.reserve(workers);  // going to sleep takes no memory
 }
 
@@ -158,10 +158,8 @@ Goroutine* Scheduler::steal(Worker& worker) {
     worker.spinning = true;
     ++spinning_;
   }
-  worker.random = worker.random * 6364136223846793005u + 1442695040888963407u;
-  const std::size_t start = (worker.random >> 33) % workers_.size();
-  for (std::size_t i = 0; i < workers_.size(); ++i) {
-    GoroutineList half = workers_[(start + i) % workers_.size()]->queue.take_half();
+  for (std::size_t i = 0; i < workers_.size(); ++i) {  // a different one first each time
+    GoroutineList half = workers_[(worker.turns + i) % workers_.size()]->queue.take_half();
     Goroutine* first = half.pop();
     if (!first) continue;
     ++steals_;

@@ -28,7 +28,7 @@
 class Scheduler;
 
 struct Worker {
-  Worker(Scheduler& of, std::size_t number) : scheduler(of), random(number + 1) {}
+  explicit Worker(Scheduler& of) : scheduler(of) {}
 
   Scheduler& scheduler;
   RunQueue queue;
@@ -39,7 +39,6 @@ struct Worker {
   int budget = 0;                  // below zero: it has tried one operation too many
   // Of its search for the next one.
   std::uint32_t turns = 0;
-  std::uint64_t random;
   bool spinning = false;  // it looks for work; while it sleeps: it has been woken
   std::condition_variable wake;
 };
