@@ -28,7 +28,7 @@ bool PollDesc::lock(Direction direction) {
 // Joins the line, and says so, unless the lock was given back meanwhile: then nobody would
 // look into the line.
 bool PollDesc::wait_for_lock(PollOperation& operation, Goroutine& goroutine) {
-  const std::lock_guard guard(mutex());  // it cannot be closed meanwhile
+  const std::lock_guard guard(netpoller_->mutex_);  // it cannot be closed meanwhile
   if (sequence_ != operation.sequence_) return false;
   std::uint32_t use = use_;
   do {
@@ -58,7 +58,7 @@ void PollDesc::unlock(Direction direction) {
 void PollDesc::hand_over(Direction direction) {
   Goroutine* first = nullptr;
   {
-    const std::lock_guard guard(mutex());
+    const std::lock_guard guard(netpoller_->mutex_);
     Goroutine*& line = side(direction).line;
     first = std::exchange(line, line->next);
     if (!line) use_ &= ~wanted(direction);
@@ -68,7 +68,7 @@ void PollDesc::hand_over(Direction direction) {
 
 void PollDesc::close() {
   {
-    const std::lock_guard guard(mutex());  // a deadline is set before this, or not at all
+    const std::lock_guard guard(netpoller_->mutex_);  // a deadline comes before, or not at all
     if ((use_.fetch_or(kClosing) & kClosing) != 0) return;
   }
   // It is published; now wake those that would not look otherwise. Those in line for a lock
@@ -87,7 +87,7 @@ void PollDesc::close_descriptor() {
 
 // It cannot be closed meanwhile: that takes the mutex too.
 Underway PollDesc::underway(std::uint32_t sequence) {
-  const std::lock_guard guard(mutex());
+  const std::lock_guard guard(netpoller_->mutex_);
   return closing() || sequence_ != sequence ? Underway{} : ::underway(fd_);
 }
 
@@ -144,7 +144,7 @@ void PollDesc::doubt(GoroutineList& woken) {
 // ---- Deadlines. Go: runtime_pollSetDeadline, netpolldeadlineimpl.
 
 void PollDesc::set_deadline(std::uint32_t sequence, Direction direction, Clock::time_point when) {
-  const std::lock_guard guard(mutex());
+  const std::lock_guard guard(netpoller_->mutex_);
   if (closing() || sequence_ != sequence) return;
   HOOK(before_deadline);
   if (when <= Clock::now()) {
@@ -157,7 +157,7 @@ void PollDesc::set_deadline(std::uint32_t sequence, Direction direction, Clock::
 }
 
 Clock::time_point PollDesc::fire() {
-  const std::lock_guard guard(mutex());
+  const std::lock_guard guard(netpoller_->mutex_);
   if (closing()) return kNever;
   const auto now = Clock::now();
   auto next = kNever;
@@ -171,11 +171,6 @@ Clock::time_point PollDesc::fire() {
     }
   }
   return next;
-}
-
-std::mutex& PollDesc::mutex() {
-  const auto place = reinterpret_cast<std::uintptr_t>(this) / sizeof(PollDesc);
-  return netpoller_->mutexes_[place % netpoller_->mutexes_.size()];
 }
 
 // ---- Operations. Go: internal/poll/fd_unix.go.

@@ -123,8 +123,6 @@ class PollDesc final : private Timer {
   void wake(Direction direction);
   void close_descriptor();
 
-  std::mutex& mutex();  // of the lines, of a change of a deadline, and of closing
-
   Netpoller* netpoller_ = nullptr;
   Fd fd_;
   std::atomic<std::uint32_t> sequence_ = 0;
@@ -211,8 +209,9 @@ class Netpoller final : private Timer {
   Pipe break_ = make_pipe();
   std::atomic<bool> broken_ = false;  // a byte is in the pipe
   std::atomic<std::uint64_t> breaks_ = 0;
-  std::mutex mutex_;                    // of new chunks
-  std::array<std::mutex, 64> mutexes_;  // of PollDescs; each has one of them
+  // Of new chunks; and of PollDescs: of their lines, of a change of a deadline, and of closing.
+  // (A deadline takes the lock of all timers besides, so one each would let no more through.)
+  std::mutex mutex_;
   std::array<std::atomic<PollDesc*>, 4096> chunks_{};
 };
 
