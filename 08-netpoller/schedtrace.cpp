@@ -20,10 +20,10 @@ std::string Scheduler::trace() {
   const std::size_t all = goroutines_;
   const std::size_t parked = all - std::min(all, queued + running);
   return fmt::format(
-      "SCHED workers={} running={} idle={} inpoll={} spinning={} global={} queues=[{} ] parked={} "
-      "polls={} steals={} breaks={}",
-      workers_.size(), running, idle_.load(), polling_ ? 1 : 0, spinning_.load(), global_.size(),
-      queues, parked, polls_.load(), steals_.load(), netpoller_.breaks());
+      "SCHED workers={} running={} idle={} inpoll={} spinning={} parked={} polls={} steals={} "
+      "breaks={} global={} queues=[{} ]",
+      workers_.size(), running, idle_.load(), polling_ ? 1 : 0, spinning_.load(), parked,
+      polls_.load(), steals_.load(), netpoller_.breaks(), global_.size(), queues);
 }
 
 Clock::time_point SchedTrace::fire() {

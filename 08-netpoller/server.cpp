@@ -43,7 +43,7 @@ struct Limits {
 };
 
 Task work_on(milliseconds work) {
-  co_await blocking([work] { std::this_thread::sleep_for(work); });
+  if (work > milliseconds(0)) co_await blocking([work] { std::this_thread::sleep_for(work); });
 }
 
 Task echo(Conn conn, Sessions& sessions, const Limits& limits) {
@@ -110,7 +110,7 @@ Task run_server(Listener& listener, Sessions& sessions, Conn& signals, const Lim
   go(std::move(accepting));
   // A read that fails, for want of memory, is no signal.
   while ((co_await signals.read()).status != Status::ok) co_await sleep_for(kTick);
-  const auto grace_ends = Clock::now() + kGrace;
+  const auto grace_ends = Clock::now() + kGrace - 2 * kTick;  // what is closed then has these
   while (Clock::now() < grace_ends) {
     Conn conn = listener.accept_now();
     if (!conn) break;

@@ -278,14 +278,23 @@ TEST_CASE("threads that cannot be had end the start in one line") {
 TEST_CASE("blocking work for which there can be no thread closes its client and no other") {
   holds([] {
     if (POLLER != std::string("epoll")) skip("libkqueue needs threads of its own");
-    ServerProcess server(under_strace({.argv = {SERVER, "--workers", "1"}, .environment = {}},
-                                      {"?clone,?clone3:error=EAGAIN"}));
+    const Command command{.argv = {SERVER, "--workers", "1", "--work", "1ms"}, .environment = {}};
+    ServerProcess server(under_strace(command, {"?clone,?clone3:error=EAGAIN"}));
     Client client(server.address());
     Client other(server.address());
     client.send("#");
     CHECK(client.is_closed_within(patience));
     CHECK(server.errors().starts_with("a goroutine has ended: "));
     other.echo("hello");
+  });
+}
+
+TEST_CASE("without --work a request that begins with # is like any other") {
+  holds([] {
+    if (POLLER != std::string("epoll")) skip("libkqueue needs threads of its own");
+    const Command command{.argv = {SERVER, "--workers", "1"}, .environment = {}};
+    ServerProcess server(under_strace(command, {"?clone,?clone3:error=EAGAIN"}));
+    Client(server.address()).echo("# hello");
   });
 }
 
