@@ -186,6 +186,8 @@ bool PollOperation::attempt() {
   return true;
 }
 
+// Calls, says `wait`, and looks again. True: it is done, and status_ says how. False: it may
+// park.
 bool PollOperation::try_call() {
   const bool woken = std::exchange(parked_, false);
   bool skip = !woken && direction_ == Direction::read && desc_->drained();
@@ -265,7 +267,7 @@ PollDesc* Netpoller::open(Fd fd) {
   const int number = fd.get();
   PollDesc* desc = this->desc(number);
   if (!desc) return nullptr;
-  const std::uint32_t sequence = desc->sequence_;
+  const std::uint32_t sequence = desc->sequence_;  // first: its last owner has written it last
   desc->open(std::move(fd));
   if (watch(number, sequence)) return desc;
   desc->close();

@@ -105,7 +105,9 @@ class PollDesc final : private Timer {
 
   static constexpr Clock::time_point kExpired = Clock::time_point::min();
 
-  // use_: closing, for each direction held and wanted, and above that the number of users.
+  // use_, from its lowest bit: closing; the lock of reads is held, that of writes; somebody is
+  // in line for that of reads, of writes; and above that the number of users. A lock that is
+  // handed over takes its holder's place in the number with it.
   static constexpr std::uint32_t kClosing = 1;
   static constexpr std::uint32_t kUser = 32;
   static std::uint32_t held(Direction direction) { return 2u << static_cast<int>(direction); }
@@ -128,6 +130,8 @@ class PollDesc final : private Timer {
   std::atomic<std::uint32_t> sequence_ = 0;
   std::atomic<std::uint32_t> use_ = kClosing;
   std::array<Side, 2> sides_;
+  // A read sets one of the first two; a second without one, and it is the third, another,
+  // and it is the fourth, and the reader has been woken to look.
   enum class Left : std::uint8_t { unknown, nothing, nothing_for_long, doubted };
   std::atomic<Left> left_ = Left::unknown;
   std::atomic<bool> trusted_ = true;  // a read that gets less than it asked for takes all

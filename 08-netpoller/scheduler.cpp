@@ -91,7 +91,8 @@ void Scheduler::work(Worker& worker) {
   current = nullptr;
 }
 
-// Runs it until it waits. Once it is committed it may run elsewhere, and be gone.
+// Runs it until it waits. Once it is committed it may run elsewhere, and be gone. Without an
+// operation it is new, or is to go on in another Task.
 void Scheduler::run(Worker& worker, Goroutine& goroutine) {
   worker.goroutine = &goroutine;
   worker.budget = kBudget;
@@ -229,7 +230,8 @@ void Scheduler::idle(Worker& worker) {
 
 // The worker that has slept longest keeps watch. If nobody has polled for a while, all others
 // are busy with goroutines that take their time, and it takes over. If one has been in the
-// poll since it looked last, it need not look until that one comes out.
+// poll since it looked last, it need not look until that one comes out. (Then, or when a
+// sleeper leaves, watch() has one look again.)
 // `stay`: false if there was work after all.
 void Scheduler::sleep(Worker& worker, bool stay) {
   HOOK(before_sleep);
