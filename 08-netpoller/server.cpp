@@ -110,7 +110,8 @@ Task run_server(Listener& listener, Sessions& sessions, Conn& signals, const Lim
   go(std::move(accepting));
   // A read that fails, for want of memory, is no signal.
   while ((co_await signals.read()).status != Status::ok) co_await sleep_for(kTick);
-  const auto grace_ends = Clock::now() + kGrace - 2 * kTick;  // what is closed then has these
+  // The last two ticks are for those that are closed then.
+  const auto grace_ends = Clock::now() + kGrace - 2 * kTick;
   while (Clock::now() < grace_ends) {
     Conn conn = listener.accept_now();
     if (!conn) break;

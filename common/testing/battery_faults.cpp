@@ -203,11 +203,16 @@ void gone_before_accepted(const Subject& subject) {
   with_server(command, [](ServerProcess& server) {
     const std::size_t lines = lines_in(server.errors());
     server.freeze();
-    for (int i = 0; i < 1000; ++i) Client(server.address()).reset();
+    int waiting = 0;
+    try {
+      for (; waiting < 1000; ++waiting) Client(server.address(), 500ms).reset();
+    } catch (const Failure&) {  // its backlog is full
+    }
     server.thaw();
     Client(server.address()).echo("hello");
     if (lines_in(server.errors()) > lines)
       fail("a thousand clients that had left before they were accepted took all descriptors");
+    if (waiting < 500) skip("its backlog holds only {}", waiting);
   });
 }
 
