@@ -10,6 +10,7 @@
 //
 // and the rest is about ends: of descriptors, of patience, of the server.
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
@@ -91,11 +92,14 @@ Task serve(Listener& listener, Sessions& sessions, const Limits& limits) {
   }
 }
 
-// Signals, as bytes that are read from a pipe like those of any client.
+// A signal is a byte that is read from a pipe, like those of any client; and a flag, because
+// without memory a read fails.
 int stop_pipe = -1;
+std::atomic<bool> stop_asked = false;
 
 void on_signal(int) {
   const int error = errno;
+  stop_asked = true;  // first: the byte has it looked at
   [[maybe_unused]] const auto written = ::write(stop_pipe, "!", 1);
   errno = error;
 }
@@ -108,8 +112,9 @@ Task run_server(Listener& listener, Sessions& sessions, Conn& signals, const Lim
   Task accepting = serve(listener, sessions, limits);  // there is memory for it: say so
   announce(listener.socket());
   go(std::move(accepting));
-  // A read that fails, for want of memory, is no signal.
-  while ((co_await signals.read()).status != Status::ok) co_await sleep_for(kTick);
+  while (!stop_asked) {
+    if ((co_await signals.read()).status != Status::ok) co_await sleep_for(kTick);
+  }
   // The last two ticks are for those that are closed then.
   const auto grace_ends = Clock::now() + kGrace - 2 * kTick;
   while (Clock::now() < grace_ends) {

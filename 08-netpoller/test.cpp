@@ -166,6 +166,25 @@ TEST_CASE("without a free descriptor it can still be stopped") {
   });
 }
 
+TEST_CASE("without memory it can still be stopped") {
+  holds([] {
+    // From its 200th on every read fails; those before it may be the loader's.
+    ServerProcess server(under_strace({.argv = {SERVER, "--workers", "1"}, .environment = {}},
+                                      {"read:error=ENOMEM:when=200+"}));
+    const auto is_refused = [&] {
+      Client client(server.address());
+      client.send("hello");
+      CHECK(client.hears_within(patience));
+      return client.is_closed_within(20ms);
+    };
+    CHECK(wait_until(patience, is_refused));
+    server.signal(SIGTERM);
+    const auto exit = server.wait_for_exit(2s);
+    REQUIRE(exit.has_value());
+    CHECK(exit->text() == "exit code 0");
+  });
+}
+
 TEST_CASE("at SIGTERM a client in the backlog is served") {
   holds([] {
     // When it goes on, both the listener and the signal have come. The goroutine that
