@@ -408,7 +408,7 @@ def cost_table(results, names):
              for name in names]
     return (table(["CPU µs/request"] + [f"{size:,} connections" for size in SIZES] +
                   [f"switches/request, {SIZES[0]:,}", "KiB/connection"], lines)
-            + f"\n\nMedians of {results.turns('closed')}. ×: of the floor's cost in the same turn. "
+            + f"\n\nMedians of {results.turns('closed')}. ×: the median of the multiples of the floor's cost in the same turn. "
             + results.where())
 
 
