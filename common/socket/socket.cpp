@@ -109,6 +109,7 @@ Fd listen_on(const Address& address, Mode mode) {
     Fd fd = tcp_socket(address.family(), mode);
     set_option(fd, SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
+    set_option(fd, SOL_SOCKET, SO_OOBINLINE, "SO_OOBINLINE");
     if (::bind(fd.get(), address.get(), address.size) != 0) throw_errno("bind");
     // Every kernel cuts a backlog that is too long to its own maximum
     // (Linux: net.core.somaxconn, the BSDs: kern.ipc.soacceptqueue).
@@ -181,7 +182,7 @@ IoResult write_some(const Fd& socket, std::string_view data) {
 }
 
 Underway underway(const Fd& socket) {
-  char byte = 0;  // FIONREAD would stop at an urgent byte
+  char byte = 0;  // FIONREAD stops at an urgent byte that is not inline
   const bool in = ::recv(socket.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
   int out = 0;
 #if defined(__linux__)

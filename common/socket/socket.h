@@ -41,9 +41,11 @@ enum class Mode { blocking, non_blocking };
 
 // A socket that listens on `address`, with the longest backlog the system allows.
 // SO_REUSEADDR is set (a restarted server need not wait for TIME_WAIT to pass),
-// close-on-exec too. Connections inherit TCP_NODELAY from it: small replies leave
-// at once. Throws StartupError: the port is in use, forbidden, or not ours.
-// Source: tcp(7), listen(2).
+// close-on-exec too. Connections inherit two options from it: TCP_NODELAY, small replies
+// leave at once; and SO_OOBINLINE, an urgent byte is read in its place (a close would find
+// it unread, and reset the connection, and what is on its way to the peer would be lost).
+// Throws StartupError: the port is in use, forbidden, or not ours.
+// Source: tcp(7), listen(2), RFC 6093.
 Fd listen_on(const Address& address, Mode mode = Mode::blocking);
 
 // Takes one connection that is ready off the listener's queue; `mode` is that of

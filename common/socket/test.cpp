@@ -121,6 +121,26 @@ TEST_CASE("a listener has the options that its connections need") {
   CHECK(is_non_blocking(server));
 }
 
+TEST_CASE("an urgent byte is read in its place") {
+  const Fd listener = listen_on(resolve("127.0.0.1", 0));
+  const Fd client = connect_to(local_address(listener));
+  const Fd server = accept_from(listener).connection;
+  await(client, POLLOUT);
+  CHECK(write_some(client, "be").size == 2);
+  CHECK(::send(client.get(), "!", 1, MSG_OOB) == 1);
+  CHECK(write_some(client, "hind").size == 4);
+  ::shutdown(client.get(), SHUT_WR);
+
+  std::string bytes;
+  std::array<char, 16> buffer;
+  for (;;) {
+    const IoResult in = read_some(server, buffer);
+    if (in.status != Io::ok) break;
+    bytes.append(buffer.data(), in.size);
+  }
+  CHECK(bytes == "be!hind");
+}
+
 TEST_CASE("a connection blocks or not as its server asks whatever the listener does") {
   const Fd listener = listen_on(resolve("127.0.0.1", 0), Mode::non_blocking);
   const Fd first = connect_to(local_address(listener));
