@@ -76,7 +76,7 @@ void Options::add(const char* name, std::chrono::milliseconds& value, const std:
          if (duration) value = *duration;
          return duration.has_value();
        },
-       "a time with its unit, such as 300ms, 30s or 5m"});
+       "a time with its unit, from 1ms to 596h, such as 300ms, 30s or 5m"});
 }
 
 void Options::parse(int argc, char** argv) const {
