@@ -4,20 +4,22 @@
 //   build/common/cost --idle 10000 build/04-epoll/server
 //   build/common/cost "build/08-netpoller/server --workers 1" build/common/floor-server
 //
-// With two programs: each at 100, 1,000 and 10,000 clients. With --idle: one program,
-// 100 busy clients, alone and beside so many idle ones. The machine's speed drifts, so
-// what counts is the ratio, the median over the pairs.
+// With two programs: each at 100, 1,000 and 10,000 clients, under the closed loop of
+// `./tour bench`. With --idle: one program, 100 busy clients, alone and beside so many idle
+// ones. The machine's speed drifts, so what counts is the ratio, the median over the pairs.
 #include <fmt/core.h>
 
+#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "common/bench/measure.h"
 #include "common/socket/options.h"
-#include "common/testing/battery.h"
 #include "common/testing/cost.h"
+#include "common/testing/outcome.h"
 
 namespace {
 
@@ -33,11 +35,17 @@ Command command_of(const std::string& words) {
 }
 
 double cost_of(const std::string& program, std::size_t clients) {
-  ServerProcess server(command_of(program));
-  Swarm swarm(server.address(), clients, battery::seed());
-  swarm.quick_only = true;
-  swarm.connect();
-  return cpu_per_message(server, swarm, static_cast<int>(100'000 / clients));
+  LoadPlan plan;
+  plan.clients = clients;
+  plan.warmup = std::chrono::milliseconds(300);  // these two as bench.py has them
+  plan.duration = std::chrono::milliseconds(500);
+  const Measurement m = measure(command_of(program), plan);
+  if (m.load.held < clients)
+    fail("{}: holds {} of {} clients: {}", program, m.load.held, clients, m.load.first_problem);
+  if (m.load.mismatched_bytes > 0)
+    fail("{}: {} bytes came back changed", program, m.load.mismatched_bytes);
+  if (m.cpu_us == 0) skip("without /proc it cannot be seen what a server uses");
+  return m.cpu_us;
 }
 
 void compare(const std::string& program, const std::string& other, std::size_t clients,

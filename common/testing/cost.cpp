@@ -11,6 +11,7 @@
 #include <cstdio>
 
 #include "common/testing/battery.h"
+#include "common/testing/swarm.h"
 
 namespace {
 
@@ -42,8 +43,9 @@ class OneProcessor {
 #endif
 };
 
-}  // namespace
-
+// Microseconds of CPU, user and system, that the server spends on one message of 64
+// bytes, while each client of the swarm sends `rounds` of them: all clients at once, each
+// waiting for its echo.
 double cpu_per_message(const ServerProcess& server, Swarm& swarm, int rounds) {
   const auto before = server.usage().cpu;
   for (int i = 0; i < rounds; ++i)
@@ -51,6 +53,8 @@ double cpu_per_message(const ServerProcess& server, Swarm& swarm, int rounds) {
   const std::chrono::duration<double, std::micro> spent = server.usage().cpu - before;
   return spent.count() / (double(swarm.size()) * rounds);
 }
+
+}  // namespace
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());

@@ -6,12 +6,6 @@
 #include <vector>
 
 #include "common/testing/server_process.h"
-#include "common/testing/swarm.h"
-
-// Microseconds of CPU, user and system, that the server spends on one message of 64
-// bytes, while each client of the swarm sends `rounds` of them, all clients at once
-// and each waiting for its echo (a closed loop). Throws Skipped without /proc.
-double cpu_per_message(const ServerProcess& server, Swarm& swarm, int rounds);
 
 // The middle one, or the mean of the middle two. At least one value.
 double median(std::vector<double> values);

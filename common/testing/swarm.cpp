@@ -189,17 +189,12 @@ std::size_t Swarm::random_size(const Traffic& traffic) {
   return size;
 }
 
-void Swarm::fill(const Member& member, std::size_t offset, std::span<char> out) const {
-  fill_pattern(member.seed, offset, out);
-  if (quick_only) std::replace(out.begin(), out.end(), '#', '$');
-}
-
 Swarm::Moved Swarm::send(Member& member, const Traffic& traffic) {
   const std::size_t left = member.target - member.sent;
   if (left > 0) {
     const std::size_t size = std::min(random_size(traffic), left);
     const std::span<char> chunk(scratch_.data(), size);
-    fill(member, member.sent, chunk);
+    fill_pattern(member.seed, member.sent, chunk);
     const IoResult out = write_some(member.socket, {chunk.data(), chunk.size()});
     if (out.status == Io::would_block) return Moved::nothing;
     if (out.status != Io::ok) return Moved::broke;
@@ -224,7 +219,7 @@ Swarm::Moved Swarm::receive(Member& member, const Traffic& traffic) {
   if (in.status != Io::ok) return Moved::broke;
 
   expected_.resize(in.size);
-  fill(member, member.received, expected_);
+  fill_pattern(member.seed, member.received, expected_);
   for (std::size_t i = 0; i < in.size; ++i) {
     if (scratch_[i] == expected_[i]) continue;
     member.received += i;

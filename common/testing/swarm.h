@@ -66,8 +66,6 @@ class Swarm {
 
   std::size_t size() const { return count_; }
   std::uint64_t seed() const { return seed_; }
-  // Whether the patterns do without '#', which some servers take for a slow request.
-  bool quick_only = false;
   // Called about ten times a second while something is under way.
   std::function<void(std::size_t done)> on_progress;
 
@@ -84,7 +82,6 @@ class Swarm {
   enum class Moved { nothing, something, broke };
 
   void add(std::size_t index);
-  void fill(const Member& member, std::size_t offset, std::span<char> out) const;
   Moved send(Member& member, const Traffic& traffic);
   Moved receive(Member& member, const Traffic& traffic);
   static bool done(const Member& member, const Traffic& traffic);
