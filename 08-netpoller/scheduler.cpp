@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kBudget = 2;               // operations in a row that may be done without waiting
 constexpr std::uint32_t kFairness = 61;  // turns after which the global queue comes first, as in Go
-constexpr std::size_t kManyWoken = 64;   // by one poll: then another worker helps
+constexpr std::uint32_t kUnpolled = 256;  // turns without a poll, after which there has to be one
+constexpr std::size_t kManyWoken = 64;    // by one poll: then another worker helps
 constexpr std::chrono::milliseconds kWatch{10};  // without a poll: then a sleeper takes over
 
 thread_local Worker* current = nullptr;
@@ -136,7 +137,9 @@ Goroutine* Scheduler::find_runnable(Worker& worker) {
   while (!stopping_) {
     if (++worker.turns % kFairness == 0) {
       timers_.fire_due();
-      poll_now(worker);
+      // What the poll finds goes behind what is there, so while the queue gets shorter it can
+      // wait.
+      if (worker.turns - worker.polled > kUnpolled) poll_now(worker);
       if (Goroutine* goroutine = global_.pop()) return goroutine;
     }
     if (Goroutine* goroutine = worker.queue.pop()) return goroutine;
@@ -193,6 +196,7 @@ bool Scheduler::poll_now(Worker& worker) {
 // Called by the worker that has set polling_.
 bool Scheduler::poll(Worker& worker, Clock::time_point until) {
   ++polls_;
+  worker.polled = worker.turns;
   const GoroutineList woken = netpoller_.poll(until);
   worker.queue.push(woken);
   polling_ = false;

@@ -39,7 +39,8 @@ struct Worker {
   int budget = 0;                  // below zero: it has tried one operation too many
   // Of its search for the next one.
   std::uint32_t turns = 0;
-  bool spinning = false;  // it looks for work; while it sleeps: it has been woken
+  std::uint32_t polled = 0;  // the turn of its last poll
+  bool spinning = false;     // it looks for work; while it sleeps: it has been woken
   std::condition_variable wake;
 };
 
