@@ -26,7 +26,7 @@ Io Read::call() {
   Buffer buffer = borrow_buffer();
   const IoResult in =
       buffer ? read_some(desc().fd(), {buffer.get(), kBuffer}) : IoResult{Io::out_of_resources, 0};
-  desc().set_left(in.status, in.size < kBuffer);
+  desc().set_drained(in.status == Io::ok && in.size < kBuffer);
   if (in.status == Io::ok) buffer_ = std::move(buffer);
   size_ = in.size;
   return in.status;

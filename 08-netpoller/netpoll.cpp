@@ -13,8 +13,6 @@
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds kDoubt{1000};
-
 // ---- The lock. Go: fdMutex.
 
 bool PollDesc::lock(Direction direction) {
@@ -122,24 +120,7 @@ void PollDesc::wake(Direction direction) {
   if (Goroutine* goroutine = unblock(direction, false)) netpoller_->scheduler().ready(*goroutine);
 }
 
-// ---- Trust.
-
-void PollDesc::set_left(Io status, bool got_less) {
-  if (status == Io::ok && left_ == Left::doubted) trusted_ = false;
-  const bool all = status == Io::ok && got_less && trusted_;
-  left_.store(all ? Left::nothing : Left::unknown, std::memory_order_relaxed);
-}
-
 bool PollDesc::watch_write() { return netpoller_->watch_write(fd_.get(), sequence_); }
-
-void PollDesc::doubt(GoroutineList& woken) {
-  Left left = left_;
-  if (left == Left::nothing) {
-    left_.compare_exchange_strong(left, Left::nothing_for_long);
-  } else if (left == Left::nothing_for_long && left_.compare_exchange_strong(left, Left::doubted)) {
-    if (Goroutine* goroutine = unblock(Direction::read, true)) woken.push(*goroutine);
-  }
-}
 
 // ---- Deadlines. Go: runtime_pollSetDeadline, netpolldeadlineimpl.
 
@@ -207,7 +188,7 @@ bool PollOperation::try_call() {
   }
   // An operation that was woken by news and by its deadline at once has used up the news:
   // the next read has to try.
-  desc_->set_left(Io::would_block, false);
+  desc_->set_drained(false);
   return true;
 }
 
@@ -245,21 +226,9 @@ Status PollOperation::refusal() const {
 Netpoller::Netpoller(Scheduler& scheduler) : scheduler_(scheduler) {
   if (!queue_ || !watch(break_.read_end.get(), 0))
     throw StartupError(fmt::format("no netpoller: {}", error_text(errno)));
-  if (kShortReadsEnd) scheduler_.timers().add(*this, Clock::now() + kDoubt);
-}
-
-Clock::time_point Netpoller::fire() {
-  GoroutineList woken;
-  for (const auto& chunk : chunks_) {
-    PollDesc* descs = chunk;
-    for (std::size_t i = 0; descs && i < kChunk; ++i) descs[i].doubt(woken);
-  }
-  scheduler_.ready(woken);
-  return Clock::now() + kDoubt;
 }
 
 Netpoller::~Netpoller() {
-  scheduler_.timers().remove(*this);
   for (const auto& chunk : chunks_) delete[] chunk.load();
 }
 
@@ -280,7 +249,7 @@ void PollDesc::open(Fd fd) {
     side(direction).state = kNil;
     side(direction).deadline = kNever;
   }
-  left_ = Left::unknown;
+  drained_ = false;
   trusted_ = Netpoller::kShortReadsEnd;
   use_ = kUser;
 }
@@ -321,7 +290,7 @@ void Netpoller::report(int fd, std::uint32_t sequence, Readiness readiness, Goro
   HOOK(before_report);
   PollDesc& reported = *desc(fd);
   if (reported.sequence_ != sequence) return;
-  if (readiness.hung_up) reported.trusted_ = false;
+  if (readiness.leaves_more) reported.trusted_ = false;
   if (readiness.readable) {
     if (Goroutine* goroutine = reported.unblock(Direction::read, true)) woken.push(*goroutine);
   }

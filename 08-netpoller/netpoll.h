@@ -82,15 +82,13 @@ class PollDesc final : private Timer {
 
   Underway underway(std::uint32_t sequence);  // nothing, if it is closed
 
-  // What the last read has left. One that got less than it asked for has taken all (epoll(7)
-  // says so), and the next need not be tried before there is news. Two cases spoil that.
-  // After a hang-up there is no news: the descriptor is not trusted. And something between
-  // us and the kernel may make reads shorter: a descriptor that is silent although it was
-  // trusted is looked at, once, and if there was something, not trusted again.
-  bool drained() const { return left_ == Left::nothing || left_ == Left::nothing_for_long; }
-  void set_left(Io status, bool got_less);
-  void doubt(GoroutineList& woken);  // each second, by a timer
-  bool watch_write();                // before a write waits; false: it cannot be told
+  // Whether the last read has taken all: it got less than it asked for (epoll(7)). Then the
+  // next need not be tried before there is news. Two cases spoil that, and from then on each
+  // read is tried: after a hang-up there is no news, and before an urgent byte a read stops
+  // (tcp(7)).
+  bool drained() const { return drained_; }
+  void set_drained(bool drained) { drained_ = drained && trusted_; }
+  bool watch_write();  // before a write waits; false: it cannot be told
 
  private:
   friend class Netpoller;
@@ -130,11 +128,8 @@ class PollDesc final : private Timer {
   std::atomic<std::uint32_t> sequence_ = 0;
   std::atomic<std::uint32_t> use_ = kClosing;
   std::array<Side, 2> sides_;
-  // A read sets one of the first two; a second without one, and it is the third, another,
-  // and it is the fourth, and the reader has been woken to look.
-  enum class Left : std::uint8_t { unknown, nothing, nothing_for_long, doubted };
-  std::atomic<Left> left_ = Left::unknown;
-  std::atomic<bool> trusted_ = true;  // a read that gets less than it asked for takes all
+  std::atomic<bool> drained_ = false;
+  std::atomic<bool> trusted_ = true;  // a read that gets less takes all
 };
 
 // A connection's own hold on its PollDesc, until it is closed. An operation that comes too
@@ -166,10 +161,10 @@ class Hold {
 struct Readiness {
   bool readable;
   bool writable;
-  bool hung_up;  // the peer has finished sending, or is gone: there may be bytes before that
+  bool leaves_more;  // behind what a read gets: an urgent byte, or the end
 };
 
-class Netpoller final : private Timer {
+class Netpoller final {
  public:
   explicit Netpoller(Scheduler& scheduler);
   ~Netpoller();
@@ -183,7 +178,8 @@ class Netpoller final : private Timer {
   GoroutineList poll(Clock::time_point until);
 
   // Whether the system promises that a read which got less than it asked for has taken all
-  // there was, and that it will tell when there is more.
+  // there was, and that it will tell when there is more. (Not if there is a library between
+  // us and the system, which may make reads shorter, as libfiu does.)
   static const bool kShortReadsEnd;
 
   // Ends a poll that waits, or the next one. Any thread may, and a signal handler.
@@ -206,7 +202,6 @@ class Netpoller final : private Timer {
 
   PollDesc* desc(int fd);
   void report(int fd, std::uint32_t sequence, Readiness readiness, GoroutineList& woken);
-  Clock::time_point fire() override;  // doubts all descriptors
 
   Scheduler& scheduler_;
   Fd queue_ = make_queue();

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cerrno>
+#include <cstdlib>
 #include <system_error>
 
 #include "netpoll.h"
@@ -13,7 +14,8 @@ constexpr std::uint32_t kHungUp = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 
 }  // namespace
 
-const bool Netpoller::kShortReadsEnd = true;  // epoll(7)
+// epoll(7). NOLINTNEXTLINE(concurrency-mt-unsafe): nobody sets it
+const bool Netpoller::kShortReadsEnd = std::getenv("LD_PRELOAD") == nullptr;
 
 Fd Netpoller::make_queue() { return Fd(::epoll_create1(EPOLL_CLOEXEC)); }
 
@@ -21,7 +23,7 @@ Fd Netpoller::make_queue() { return Fd(::epoll_create1(EPOLL_CLOEXEC)); }
 // that is told need not be the one that reads.
 bool Netpoller::watch(int fd, std::uint32_t sequence) {
   epoll_event event{};
-  event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  event.events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET;
   event.data.u64 = (std::uint64_t{sequence} << 32) | static_cast<std::uint32_t>(fd);
   return ::epoll_ctl(queue_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
 }
@@ -42,7 +44,7 @@ void Netpoller::wait(std::chrono::milliseconds limit, GoroutineList& woken) {
            static_cast<std::uint32_t>(event.data.u64 >> 32),
            {.readable = (event.events & (EPOLLIN | kHungUp)) != 0,
             .writable = (event.events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0,
-            .hung_up = (event.events & kHungUp) != 0},
+            .leaves_more = (event.events & (kHungUp | EPOLLPRI)) != 0},
            woken);
   }
 }

@@ -66,7 +66,7 @@ void Netpoller::wait(std::chrono::milliseconds limit, GoroutineList& woken) {
            static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(event.udata)),
            {.readable = event.filter == EVFILT_READ,
             .writable = event.filter == EVFILT_WRITE || (event.flags & EV_EOF) != 0,
-            .hung_up = (event.flags & EV_EOF) != 0},
+            .leaves_more = (event.flags & EV_EOF) != 0},
            woken);
   }
 }
