@@ -224,7 +224,7 @@ TEST_CASE("beside silent clients the server makes no calls") {
     ServerProcess server(log.command());
     Client client(server.address());
     client.echo("hello");
-    std::this_thread::sleep_for(500ms);  // until both workers sleep
+    std::this_thread::sleep_for(1s);  // until both workers sleep
     const std::size_t calls = log.lines().size();
     std::this_thread::sleep_for(2s);
     CHECK(log.lines().size() == calls);
@@ -439,20 +439,6 @@ TEST_CASE("a client that spoke in time while the server was held up is answered"
     CHECK(client.receive(7) == "in time");
     CHECK(other.receive(5) == "hello");
     CHECK(client.is_closed_within(patience));
-  });
-}
-
-TEST_CASE("an idle server sleeps") {
-  holds([] {
-    ServerProcess server(kServer.command.with({"--workers", "2"}));
-    Client(server.address()).echo("hello");
-    std::this_thread::sleep_for(500ms);
-    const std::size_t before = server.context_switches();
-    if (before == 0) skip("/proc does not say how often a process was woken");
-    std::this_thread::sleep_for(1s);
-    const std::size_t switches = server.context_switches() - before;
-    CAPTURE(switches);
-    CHECK(switches < 50);  // a sleeper that looks up every 10 ms: 100
   });
 }
 
