@@ -161,6 +161,7 @@ TEST_CASE("a read without memory for its buffer leaves what has come to the next
         to.send("second");
       };
       go(send_soon(pair));
+      pair.near->set_read_deadline(Clock::now() + 500ms);  // it does not wait for more
       const Status failed = (co_await pair.near->read()).status;
       no_memory = false;
       CHECK(failed == Status::out_of_resources);

@@ -87,7 +87,9 @@ class PollDesc final : private Timer {
   // read is tried: after a hang-up there is no news, and before an urgent byte a read stops
   // (tcp(7)).
   bool drained() const { return drained_; }
-  void set_drained(bool drained) { drained_ = drained && trusted_; }
+  void set_drained(bool drained) {  // by the reader alone, who has the lock
+    drained_.store(drained && trusted_, std::memory_order_relaxed);
+  }
   bool watch_write();  // before a write waits; false: it cannot be told
 
  private:
@@ -129,7 +131,7 @@ class PollDesc final : private Timer {
   std::atomic<std::uint32_t> use_ = kClosing;
   std::array<Side, 2> sides_;
   std::atomic<bool> drained_ = false;
-  std::atomic<bool> trusted_ = true;  // a read that gets less takes all
+  std::atomic<bool> trusted_ = true;  // a read that gets less than it asked for takes all
 };
 
 // A connection's own hold on its PollDesc, until it is closed. An operation that comes too

@@ -14,7 +14,8 @@ constexpr std::uint32_t kHungUp = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 
 }  // namespace
 
-// epoll(7). NOLINTNEXTLINE(concurrency-mt-unsafe): nobody sets it
+// epoll(7). But libfiu, and all that is like it, is preloaded.
+// NOLINTNEXTLINE(concurrency-mt-unsafe): nobody sets it
 const bool Netpoller::kShortReadsEnd = std::getenv("LD_PRELOAD") == nullptr;
 
 Fd Netpoller::make_queue() { return Fd(::epoll_create1(EPOLL_CLOEXEC)); }
