@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "common/testing/outcome.h"
@@ -23,6 +24,9 @@ struct Subject {
   // How many it serves at once; 1 is a server that serves one after the other, for
   // which the checks that need a second client at the same time skip that part.
   std::size_t clients = 1000;
+  // false: the server relies on a short read having taken everything (epoll(7)), so no
+  // fault may shorten its reads.
+  bool short_reads = true;
 };
 
 namespace battery {
@@ -78,6 +82,11 @@ void with_server(const Command& command, const std::function<void(ServerProcess&
 // The delays in ms, sorted, of 200 quick requests while one client's request keeps
 // the server at work for 300 ms; slow_handler asks of them what 07 and 08 promise.
 std::vector<double> delays_beside_a_slow_request(const Subject& subject);
+
+// The faults that short_writes and random_errors inject into the subject's calls, as
+// fiu-run commands. If its short_reads is false, none of them shortens a read.
+std::vector<std::string> short_transfer_faults(const Subject& subject);
+std::vector<std::string> random_error_faults(const Subject& subject);
 
 // What misuse expects of one call: an exit code, nothing on stdout, a first line on
 // stderr that holds `says`.

@@ -257,6 +257,14 @@ void interrupted_calls(const Subject& subject) {
   with_server(interrupted, [&](ServerProcess& server) { expect_clean_traffic(subject, server); });
 }
 
+std::vector<std::string> short_transfer_faults(const Subject& subject) {
+  std::vector<std::string> faults;
+  if (subject.short_reads)
+    faults.emplace_back("enable_random name=posix/io/rw/read/reduce,probability=0.5");
+  faults.emplace_back("enable_random name=posix/io/rw/write/reduce,probability=0.5");
+  return faults;
+}
+
 void short_writes(const Subject& subject) {
   std::string skipped;
   // Under a sanitizer the first part is all there is, and that is known.
@@ -284,9 +292,7 @@ void short_writes(const Subject& subject) {
   });
   unless_skipped([&] {
     if (kSanitized) return;
-    const Command reduced =
-        under_fiu(subject.command, {"enable_random name=posix/io/rw/read/reduce,probability=0.5",
-                                    "enable_random name=posix/io/rw/write/reduce,probability=0.5"});
+    const Command reduced = under_fiu(subject.command, short_transfer_faults(subject));
     with_server(reduced, [&](ServerProcess& server) {
       need_libfiu_inside(server);
       expect_clean_traffic(subject, server);
@@ -330,13 +336,23 @@ void expect_single_ends(const Subject& subject, const Command& faulty,
 
 }  // namespace
 
+std::vector<std::string> random_error_faults(const Subject& subject) {
+  std::vector<std::string> names = {"*"};
+  // All points of posix/io/rw/ except those that shorten a read, such as read/reduce. A
+  // name without a * is one point: "read" does not include "read/reduce".
+  if (!subject.short_reads)
+    names = {"read", "readv", "pread", "preadv", "write*", "pwrite*", "truncate", "ftruncate"};
+  std::vector<std::string> faults = {"enable_random name=posix/io/net/*,probability=0.05"};
+  for (const std::string& name : names)
+    faults.push_back("enable_random name=posix/io/rw/" + name + ",probability=0.02");
+  return faults;
+}
+
 void random_errors(const Subject& subject) {
   const Command faulty =
-      kSanitized
-          ? under_strace(subject.command,
-                         {"read:error=ENOMEM:when=30+30", "write:error=EHOSTUNREACH:when=40+40"})
-          : under_fiu(subject.command, {"enable_random name=posix/io/net/*,probability=0.05",
-                                        "enable_random name=posix/io/rw/*,probability=0.02"});
+      kSanitized ? under_strace(subject.command, {"read:error=ENOMEM:when=30+30",
+                                                  "write:error=EHOSTUNREACH:when=40+40"})
+                 : under_fiu(subject.command, random_error_faults(subject));
   expect_single_ends(subject, faulty, {"exit code 1"});
 }
 

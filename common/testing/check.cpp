@@ -2,6 +2,7 @@
 //
 //   ./tour check build/02-thread-per-conn/server
 //   ./tour check --clients 1 build/01-blocking/server
+//   ./tour check --no-short-reads build/08-netpoller/server
 //   ./tour check python3 my_server.py {port}
 #include <fmt/core.h>
 
@@ -31,16 +32,20 @@ void run(const battery::Named& behaviour, const Subject& subject) {
 
 int main(int argc, char** argv) {
   std::size_t clients = 1000;
+  bool no_short_reads = false;
   std::string only;
   Options options(
       "Runs the battery against the server that the command after the flags starts. A {port} in\n"
       "it becomes a free port; without one, \"--port 0\" is appended, and the server must print\n"
       "\"listening on ADDRESS:PORT\".");
   options.add("clients", clients, "clients that it serves at once; 1: one after the other");
+  options.add("no-short-reads", no_short_reads,
+              "inject no short reads: the server relies on what epoll(7) says about them");
   options.add("only", only, "the one behaviour to run, by its name");
   Subject subject;
   subject.command.argv = options.parse_command(argc, argv);
   subject.clients = clients;
+  subject.short_reads = !no_short_reads;
   if (subject.command.argv.empty()) {
     fmt::print(stderr, "{}: no command to start a server with; see --help\n", argv[0]);
     return 2;

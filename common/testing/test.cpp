@@ -1,14 +1,18 @@
 // The tester is tested: the battery passes a sound server, and catches each mistake
 // it is there for. Then foreign servers, and the parts that tests are made of.
+#include <fnmatch.h>
 #include <poll.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "common/testing/battery.h"
 #include "common/testing/client.h"
+#include "common/testing/faults.h"
 #include "common/testing/holds.h"
 #include "common/testing/swarm.h"
 
@@ -34,6 +38,23 @@ void catches(battery::Behaviour behaviour, const std::string& fault) {
     fail("a server that {} passed", fault);
   });
   patience = usual;
+}
+
+// How many of ten thousand reads return less than they could under these faults: dd
+// counts them ("9825+175 records in") and goes on when a read fails.
+std::size_t short_reads_under(const std::vector<std::string>& faults) {
+  const Command dd{.argv = {"dd", "if=/dev/zero", "of=/dev/null", "ibs=100", "obs=2000000",
+                            "count=10000", "conv=noerror"},
+                   .environment = {"LC_ALL=C"}};
+  const std::string report = run_to_end(under_fiu(dd, faults)).errors;
+  const std::size_t end = report.rfind(" records in");
+  if (end == std::string::npos) fail("dd does not count its reads: {}", report);
+  return std::stoul(report.substr(report.rfind('+', end) + 1));
+}
+
+bool includes(const std::string& fault, const std::string& point) {
+  const std::string name = fault.substr(fault.find('=') + 1, fault.find(',') - fault.find('=') - 1);
+  return ::fnmatch(name.c_str(), point.c_str(), 0) == 0;
 }
 
 }  // namespace
@@ -150,6 +171,39 @@ TEST_CASE("caught: a failure says where and with which seed") {
     CHECK(what.find("bytes received") != std::string::npos);
     CHECK(what.find("the server: ") != std::string::npos);
   }
+}
+
+TEST_CASE("a server relies on short reads: libfiu shortens none of its reads") {
+  holds([] {
+    const Subject any;
+    const Subject relying{.command = {}, .short_reads = false};
+    for (const auto faults : {battery::short_transfer_faults, battery::random_error_faults}) {
+      CHECK(short_reads_under(faults(any)) > 0);
+      CHECK(short_reads_under(faults(relying)) == 0);
+      for (const std::string& fault : faults(relying)) {
+        for (const std::string call : {"read", "readv", "pread", "preadv"}) {
+          CAPTURE(fault);
+          CHECK_FALSE(includes(fault, "posix/io/rw/" + call + "/reduce"));
+        }
+      }
+    }
+  });
+}
+
+// Without the flag it fails: it waits for an event for bytes that libfiu held back.
+TEST_CASE("check --no-short-reads: chapter 08's server survives short writes") {
+  holds([] {
+    const auto common = std::filesystem::path(BROKEN_SERVER).parent_path();
+    const auto check = common / "check";
+    const auto server = common.parent_path() / "08-netpoller" / "server";
+    for (const auto& program : {check, server})
+      if (!exists(program)) skip("{} has not been built", program.string());
+    const Run run = run_to_end(
+        {.argv = {check, "--no-short-reads", "--only", "short writes", server}, .environment = {}},
+        60s);
+    INFO(run.output << run.errors);
+    CHECK(run.exit.code == 0);
+  });
 }
 
 TEST_CASE("a server of Go's net package holds but for the descriptors") {
