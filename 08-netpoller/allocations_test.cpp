@@ -1,5 +1,5 @@
-// Counts what is allocated in the test's program, and can refuse it. In a file of its own, so that
-// no compiler puts the one half of a pair into its caller and then warns of the other.
+// Counts the allocations of the test program, and can refuse them. In a file of its own: a
+// compiler that inlines one half of a pair warns that it does not match the other.
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
@@ -8,7 +8,7 @@
 std::atomic<std::size_t> allocations = 0;
 std::atomic<bool> no_memory = false;
 
-// Weak: clang's ThreadSanitizer brings its own.
+// Weak: clang's ThreadSanitizer has its own.
 [[gnu::weak]] void* operator new(std::size_t size) {
   ++allocations;
   if (no_memory) throw std::bad_alloc();

@@ -1,5 +1,5 @@
-// ./tour break 08: what parks and what does not, what becomes of the network beside
-// goroutines that compute, and what a parked goroutine costs.
+// ./tour break 08: slow requests, a client beside goroutines that compute, what the scheduler
+// does, and what a parked goroutine costs.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -40,8 +40,8 @@ void slow_beside_quick(int slow) {
   fmt::print("{:>12}{:>16.1f}{:>20.0f}\n", slow, quick_took, ms_since(start));
 }
 
-// Computes, and lets others go first after each turn.
-Task hog(std::chrono::microseconds turn, const std::atomic<bool>& over) {
+// Computes, and yields after each turn.
+Task<> hog(std::chrono::microseconds turn, const std::atomic<bool>& over) {
   while (!over) {
     const auto end = Clock::now() + turn;
     while (Clock::now() < end) {
@@ -50,14 +50,14 @@ Task hog(std::chrono::microseconds turn, const std::atomic<bool>& over) {
   }
 }
 
-Task echo_beside_hogs(Scheduler& scheduler, Listener& listener, std::chrono::microseconds turn) {
+Task<> echo_beside_hogs(Scheduler& scheduler, Listener& listener, std::chrono::microseconds turn) {
   std::atomic<bool> over = false;
   for (int i = 0; i < 4; ++i) go(hog(turn, over));
-  AcceptResult client = co_await listener.accept();
+  NewConn client = co_await listener.accept();
   for (;;) {
     const Received request = co_await client.conn.read();
-    if (request.status != Status::ok) break;
-    if (co_await client.conn.write_all(request.bytes()) != Status::ok) break;
+    if (request.status != Io::ok) break;
+    if (co_await client.conn.write_all(request.bytes()) != Io::ok) break;
   }
   over = true;
   while (scheduler.unfinished() > 1) co_await yield();
@@ -67,7 +67,7 @@ void beside_hogs(std::chrono::microseconds turn) {
   Scheduler scheduler(2, 1);
   Listener listener(scheduler, {.host = "127.0.0.1", .port = 0});
   std::vector<double> took;
-  auto visitor = std::async(std::launch::async, [&, server = local_address(listener.socket())] {
+  auto visitor = std::async(std::launch::async, [&, server = local_address(listener.desc->fd())] {
     Client client(server);
     for (int i = 0; i < 500; ++i) {
       took.push_back(client.echo("hello"));

@@ -1,16 +1,17 @@
-// Goroutines in a test: a scheduler on a thread of its own, and pairs of connections.
+// Goroutines in a test: a scheduler on a thread of its own, pairs of connections, and events.
 #pragma once
 
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 
 #include <array>
 #include <atomic>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <future>
-#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
@@ -18,17 +19,19 @@
 #include "common/socket/process.h"
 #include "common/testing/client.h"
 #include "common/testing/outcome.h"
-#include "hooks.h"
 #include "net.h"
 
-// Runs `body` as main goroutine, and fails if it does not end within patience: a wake-up
-// that was lost would else be a test that never ends. (It then cannot be cleaned up.)
-inline void run(std::size_t workers, const std::function<Task(Scheduler&)>& body) {
+using std::chrono::microseconds;
+
+// Runs `body` as the main goroutine, and fails if it does not end within patience: otherwise
+// a lost wake-up would be a test that never ends. (The threads cannot be ended then.)
+inline void run(std::size_t workers, const std::function<Task<>(Scheduler&)>& body,
+                microseconds watch = 1ms) {
   ignore_sigpipe();
   std::promise<void> ended;
   std::thread thread([&] {
     try {
-      Scheduler scheduler(workers, 2);
+      Scheduler scheduler(workers, 2, watch);
       scheduler.run(body(scheduler));
       if (scheduler.unfinished() > 0) fail("{} goroutines are left", scheduler.unfinished());
       ended.set_value();
@@ -43,21 +46,13 @@ inline void run(std::size_t workers, const std::function<Task(Scheduler&)>& body
     std::_Exit(1);
   }
   thread.join();
-  end.get();  // throws what the body has thrown
+  end.get();  // throws what the body threw
 }
 
-// A connection of the scheduler's, and the other end, for anybody.
+// A connection of the scheduler, and the other end of it, which any thread may use.
 struct Pair {
-  explicit Pair(Scheduler& scheduler) {
-    Listener listener(scheduler, {.host = "127.0.0.1", .port = 0});
-    far = connect_to(local_address(listener.socket()));
-    if (!wait_for(far, POLLOUT, patience)) fail("not connected");
-    const bool accepted = wait_until(patience, [&] {
-      if (Conn next = listener.accept_now()) near = std::make_unique<Conn>(std::move(next));
-      return near != nullptr;
-    });
-    if (!accepted) fail("not accepted");
-  }
+  Conn near;
+  Fd far;
 
   void send(std::string_view data) const {
     while (!data.empty()) {
@@ -67,29 +62,27 @@ struct Pair {
       data.remove_prefix(out.size);
     }
   }
-
-  std::unique_ptr<Conn> near;
-  Fd far;
 };
 
-// The same, of which the number is known, and whose buffers have one size.
-struct NumberedPair {
-  explicit NumberedPair(Scheduler& scheduler) {
-    std::array<int, 2> ends{};
-    if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
-    Fd ours(ends[0]);
-    far.reset(ends[1]);
-    set_non_blocking(ours);
-    number = ours.get();
-    near = std::make_unique<Conn>(scheduler.netpoller().open(std::move(ours)));
-  }
+inline Pair tcp_pair(Scheduler& scheduler) {
+  const Fd listener = listen_on(resolve("127.0.0.1", 0));
+  Fd far = connect_to(local_address(listener));
+  Accepted accepted = accept_from(listener, Mode::non_blocking);
+  if (!wait_for(far, POLLOUT, patience)) fail("not connected");
+  return {Conn(scheduler.netpoller().open(std::move(accepted.connection))), std::move(far)};
+}
 
-  std::unique_ptr<Conn> near;
-  Fd far;
-  int number = -1;
-};
+// A pair whose buffers have a fixed size.
+inline Pair unix_pair(Scheduler& scheduler) {
+  std::array<int, 2> ends{};
+  if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) fail("socketpair");
+  Fd near(ends[0]);
+  Fd far(ends[1]);
+  for (const Fd* end : {&near, &far}) set_non_blocking(*end);
+  return {Conn(scheduler.netpoller().open(std::move(near))), std::move(far)};
+}
 
-// Writes until it does not take more; returns how many bytes that were.
+// Writes until the socket is full; returns how many bytes that took.
 inline std::size_t fill(const Fd& socket) {
   std::size_t size = 0;
   for (;;) {
@@ -99,7 +92,7 @@ inline std::size_t fill(const Fd& socket) {
   }
 }
 
-// Something that happens once, and can be waited for by threads.
+// Happens once. Threads wait for it, and goroutines (until).
 class Event {
  public:
   void set() { happened_ = true; }
@@ -107,32 +100,55 @@ class Event {
   bool wait(milliseconds limit = patience) const {
     return wait_until(limit, [this] { return happened_.load(); });
   }
+  // Keeps the thread, and the processor, until another thread sets the event.
+  bool spin(milliseconds limit) const {
+    const auto end = Clock::now() + limit;
+    while (!happened_ && Clock::now() < end) std::this_thread::yield();
+    return happened_;
+  }
 
  private:
   std::atomic<bool> happened_ = false;
 };
 
-// Each sets the event at its end.
-inline Task write_bytes(Conn& conn, std::size_t size, Status& status, Event& done) {
-  status = co_await conn.write_all(std::string(size, 'x'));
-  done.set();
+inline Task<> until(const Event& event) {
+  while (!event) co_await sleep_for(1ms);
 }
 
-inline Task read_into(Conn& conn, Status& status, Event& ended) {
+inline Task<> until_alone(Scheduler& scheduler) {
+  while (scheduler.unfinished() > 1) co_await sleep_for(1ms);
+}
+
+inline Task<> read_into(Conn& conn, Io& status, Event& ended) {
   status = (co_await conn.read()).status;
   ended.set();
 }
 
-// Sets a hook, and takes it away at the end.
-class Hook {
- public:
-  Hook(Window window, const std::function<void()>& action) : window_(window) {
-    set_hook(window, action);
-  }
-  ~Hook() { set_hook(window_, nullptr); }
-  Hook(const Hook&) = delete;
-  Hook& operator=(const Hook&) = delete;
+inline Task<> write_bytes(Conn& conn, std::size_t size, Io& status, Event& ended) {
+  status = co_await conn.write_all(std::string(size, 'x'));
+  ended.set();
+}
 
- private:
-  Window window_;
+// Runs `body` in a child process, which is killed if it takes longer than patience. `body`
+// starts no thread: ThreadSanitizer does not allow that after a fork.
+struct Child {
+  int status;  // waitpid(2)
+  std::string errors;
 };
+inline Child in_child(const std::function<void()>& body) {
+  Pipe errors = make_pipe();
+  const pid_t pid = ::fork();
+  if (pid < 0) fail("fork");
+  if (pid == 0) {
+    ::dup2(errors.write_end.get(), STDERR_FILENO);
+    for (const int number : {SIGABRT, SIGALRM}) std::signal(number, SIG_DFL);  // doctest's
+    ::alarm(static_cast<unsigned>(patience / 1s));
+    body();
+    ::_exit(0);
+  }
+  Child child{};
+  if (::waitpid(pid, &child.status, 0) != pid) fail("waitpid");
+  std::array<char, 4096> bytes;
+  child.errors.assign(bytes.data(), read_some(errors.read_end, bytes).size);
+  return child;
+}

@@ -1,51 +1,35 @@
 // Go: runtime/netpoll_epoll.go.
 #include <sys/epoll.h>
-
-#include <array>
 #include <cerrno>
-#include <cstdlib>
-#include <system_error>
 
 #include "netpoll.h"
 
-namespace {
-
 constexpr std::uint32_t kHungUp = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 
-}  // namespace
-
-// epoll(7). But libfiu, and all that is like it, is preloaded.
-// NOLINTNEXTLINE(concurrency-mt-unsafe): nobody sets it
-const bool Netpoller::kShortReadsEnd = std::getenv("LD_PRELOAD") == nullptr;
-
 Fd Netpoller::make_queue() { return Fd(::epoll_create1(EPOLL_CLOEXEC)); }
+void Netpoller::unwatch(int fd) { ::epoll_ctl(queue_.get(), EPOLL_CTL_DEL, fd, nullptr); }
 
-// Once, for both directions, for as long as it is open; edge-triggered, because the worker
-// that is told need not be the one that reads.
-bool Netpoller::watch(int fd, std::uint32_t sequence) {
+// Once, for as long as it is open. Edge-triggered, because the worker that polls is not the
+// one that reads: it would be told of the same bytes again and again.
+bool Netpoller::watch(int fd, std::uintptr_t tag) {
   epoll_event event{};
   event.events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET;
-  event.data.u64 = (std::uint64_t{sequence} << 32) | static_cast<std::uint32_t>(fd);
+  event.data.u64 = tag;
   return ::epoll_ctl(queue_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-bool Netpoller::watch_write(int, std::uint32_t) { return true; }  // it is, already
-
-void Netpoller::unwatch(int fd) { ::epoll_ctl(queue_.get(), EPOLL_CTL_DEL, fd, nullptr); }
-
-void Netpoller::wait(std::chrono::milliseconds limit, GoroutineList& woken) {
+// A read that got less than it asked for took everything: epoll(7). But it stops before an
+// urgent byte, and nothing is reported after the end.
+bool Netpoller::collect(std::chrono::milliseconds limit, GoroutineList& woken) {
   std::array<epoll_event, 128> events;
   const int timeout = static_cast<int>(limit.count());
   const int count = ::epoll_wait(queue_.get(), events.data(), std::size(events), timeout);
-  if (count < 0 && errno != EINTR)
-    throw std::system_error(errno, std::system_category(), "epoll_wait");
+  if (count < 0 && errno != EINTR) fatal("epoll_wait failed");
   for (int i = 0; i < count; ++i) {
-    const epoll_event& event = events[static_cast<std::size_t>(i)];
-    report(static_cast<int>(event.data.u64 & 0xffffffff),
-           static_cast<std::uint32_t>(event.data.u64 >> 32),
-           {.readable = (event.events & (EPOLLIN | kHungUp)) != 0,
-            .writable = (event.events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0,
-            .leaves_more = (event.events & (kHungUp | EPOLLPRI)) != 0},
+    const auto [bits, data] = events[static_cast<std::size_t>(i)];
+    report(static_cast<std::uintptr_t>(data.u64), (bits & (EPOLLIN | kHungUp)) != 0,
+           (bits & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0, (bits & (kHungUp | EPOLLPRI)) != 0,
            woken);
   }
+  return count == std::ssize(events);
 }

@@ -1,116 +1,87 @@
-// Scheduler: many goroutines on a few threads. Go: runtime/proc.go.
+// Scheduler: many goroutines on a few threads. Go: runtime/proc.go, runtime/time.go.
 //
-// A worker is a thread with a run queue. It runs a goroutine until that waits, then the
-// next; when its queue is empty it takes from the global queue, or steals half of
-// another worker's. When there is nothing at all, one worker blocks in the poll, and the
-// others sleep. Go keeps threads (M) and the right to run (P) apart, so that a P can go
-// on without a thread that is stuck in a system call. Here a worker is both: a goroutine
-// that blocks, blocks its worker. Blocking work goes to a pool (blocking, in net.h).
+// A worker is a thread that runs goroutines, each until it parks. One mutex guards the queue
+// of all workers, the timers, the right to poll, and the sleeping workers. After a round, in
+// which each goroutine that was in the queue had one turn, a worker polls: that is all it
+// takes to be fair to goroutines, network and timers. With nothing to run, one worker blocks
+// in the poll, and the others sleep.
+//
+// One rule says who is woken: what a worker leaves behind when it runs a goroutine (others
+// that are ready, the poll) gets another worker, if one sleeps.
 #pragma once
 
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
-#include <cstddef>
-#include <cstdint>
 #include <memory>
-#include <mutex>
+#include <set>
 #include <string>
-#include <thread>
-#include <vector>
+#include <unordered_map>
 
+#include "blocking_pool.h"
 #include "netpoll.h"
-#include "run_queue.h"
-#include "task.h"
-#include "timers.h"
-#include "worker_pool.h"
 
-class Scheduler;
-
-struct Worker {
-  explicit Worker(Scheduler& of) : scheduler(of) {}
-
-  Scheduler& scheduler;
-  RunQueue queue;
-  std::unique_ptr<char[]> spare_buffer;  // that nobody has borrowed (net.cpp)
-  // Of the goroutine that it runs.
-  Goroutine* goroutine = nullptr;
-  std::atomic<bool> busy = false;  // for the trace
-  int budget = 0;                  // below zero: it has tried one operation too many
-  // Of its search for the next one.
-  std::uint32_t turns = 0;
-  std::uint32_t polled = 0;  // the turn of its last poll
-  bool spinning = false;     // it looks for work; while it sleeps: it has been woken
-  std::condition_variable wake;
+struct Worker {                          // there is one for each thread
+  class Scheduler* scheduler = nullptr;  // null: it runs no goroutines
+  Goroutine* goroutine = nullptr;        // that it runs
+  int budget = 0;                        // of its turn
+  std::unique_ptr<char[]> spare_buffer;  // see Read
 };
+Worker& this_worker();
 
 class Scheduler {
  public:
-  // `workers` threads run goroutines, one of them is that which calls run(); `blocking`
-  // others do what blocks. Throws StartupError: no netpoller.
-  Scheduler(std::size_t workers, std::size_t blocking);
+  // `workers` threads run goroutines, one of them the caller of run(); up to `blocking` others
+  // run blocking calls. Throws std::invalid_argument, StartupError, std::system_error.
+  Scheduler(std::size_t workers, std::size_t blocking,
+            std::chrono::microseconds watch = std::chrono::milliseconds(1));
+  // Waits for blocking calls, then destroys the goroutines that have not ended.
+  ~Scheduler() { pool_.join(); }
 
-  // Runs `main`, and all goroutines that it starts, until `main` ends. Those that have not
-  // ended by then are dropped, as in Go when main returns; unfinished() says how many. They
-  // may run for a moment longer than main: what they refer to must not be main's own. Throws
-  // what main throws; StartupError for want of threads. (A poll that fails is a bug, and ends
-  // the program.)
-  void run(Task main);
-
+  // Runs `main`, and what it starts, until `main` ends. Throws what `main` throws, and
+  // StartupError if a thread cannot be started.
+  void run(Task<> main);
   // Any thread may call these.
-  void go(Task task);
-  void ready(GoroutineList list);
-  void put_behind(Goroutine& goroutine);  // it can go on, but others first
-
+  void go(Task<> task) { make_ready(add(std::move(task))); }
+  void make_ready(Goroutine& goroutine, bool now = true);  // false: its worker is about to poll
+  // A timer that was added before is moved if `at` is earlier. False: no memory. When this
+  // returns, it may have fired, and be gone.
+  bool add_timer(Timer& timer, Clock::time_point at);
+  std::size_t unfinished() const { return unfinished_; }
+  std::string trace();  // one line, after GODEBUG=schedtrace
   Netpoller& netpoller() { return netpoller_; }
-  Timers& timers() { return timers_; }
-  WorkerPool& pool() { return pool_; }
-  std::size_t unfinished() const { return goroutines_; }
-
-  std::string trace();  // a line as of GODEBUG=schedtrace (schedtrace.cpp)
+  BlockingPool& pool() { return pool_; }
 
  private:
-  std::thread start(Worker& worker);
-  void work(Worker& worker);
+  Goroutine& add(Task<> task);
+  void work();
   void run(Worker& worker, Goroutine& goroutine);
   void finish(Goroutine& goroutine);
-
-  Goroutine* find_runnable(Worker& worker);
-  Goroutine* steal(Worker& worker);
-  void stop_spinning(Worker& worker);
-  bool poll_now(Worker& worker);
-  bool poll(Worker& worker, Clock::time_point until);
-  void idle(Worker& worker);
-  void sleep(Worker& worker, bool stay);
-  void watch();
-  bool has_work() const;
-  void wake_one();
+  Goroutine* next();
+  void wake();
+  void poll(std::unique_lock<std::mutex>& lock);
+  void sleep(std::unique_lock<std::mutex>& lock);
+  void break_poll() {
+    if (std::exchange(blocked_, false)) netpoller_.break_poll();
+  }
   void stop();
-
-  std::vector<std::unique_ptr<Worker>> workers_;
-  RunQueue global_;
-  std::atomic<bool> polling_ = false;
-  Timers timers_;
+  const std::size_t workers_;
+  const std::chrono::microseconds watch_;
   Netpoller netpoller_;
+  BlockingPool pool_;
+  std::atomic<std::size_t> unfinished_ = 0;
   Goroutine* main_ = nullptr;
-  std::exception_ptr main_error_;
-  std::atomic<std::size_t> goroutines_ = 0;
-  std::atomic<bool> stopping_ = false;
+  std::exception_ptr error_;  // of main
 
-  std::atomic<int> idle_ = 0;      // workers that sleep or block in the poll
-  std::atomic<int> spinning_ = 0;  // workers that look for work
-  std::mutex mutex_;               // of sleepers_, of watch(), and of going to sleep
-  std::vector<Worker*> sleepers_;
-  std::atomic<bool> unwatched_ = false;  // no sleeper keeps watch: the poll has lasted for long
-  std::atomic<std::uint64_t> polls_ = 0;
-  std::atomic<std::uint64_t> steals_ = 0;
-  WorkerPool pool_;  // the last member, so the first to go: its threads use the others
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_;
+  GoroutineList queue_;    // that are ready
+  std::size_t round_ = 0;  // how many of them have a turn before the next poll
+  std::set<std::pair<Clock::time_point, Timer*>> timers_;
+  bool polling_ = false;  // a worker has the right to poll
+  bool blocked_ = false;  // and waits there
+  std::size_t polls_ = 0;
+  std::size_t sleepers_ = 0;
+  bool waking_ = false;     // a sleeper was notified and has not run yet
+  bool watched_ = false;    // a sleeper checks every watch_ that a worker polls
+  bool watch_off_ = false;  // the poll has lasted so long that none checks
+  bool stopping_ = false;
+  std::unordered_map<Goroutine*, Task<>> goroutines_;  // all; destroyed first
 };
-
-// The worker whose thread this is, or none. Not inlined: a coroutine may go on in another
-// thread after each co_await, and a compiler that knew this function would remember the
-// address from before.
-Worker* this_worker();
-
-// Starts a goroutine, from another one.
-void go(Task task);

@@ -1,100 +1,128 @@
-// Task: a coroutine, and Goroutine: what the scheduler knows of one that it runs.
-//
-// After Go's g (runtime/runtime2.go). A g has a stack, which grows. A coroutine has a
-// frame, which the compiler lays out, for all that may be alive across a co_await. So
-// `co_await` has to stand wherever the coroutine may wait, also in between: a function
-// that waits is a Task too, and its callers say co_await.
+// Task<T>: a coroutine that returns a T. Goroutine: a Task that runs by itself. Operation:
+// what it waits for. Go: g in runtime/runtime2.go, gopark in runtime/proc.go.
 #pragma once
 
 #include <coroutine>
 #include <exception>
+#include <optional>
+#include <string_view>
 #include <utility>
 
-class Operation;
-
 struct Goroutine {
-  std::coroutine_handle<> frame;   // the outermost; the scheduler destroys it at the end
-  std::coroutine_handle<> point;   // the innermost: where it goes on; none: it has ended
-  Operation* operation = nullptr;  // what it waits for there
-  Goroutine* next = nullptr;       // in a run queue, or in line for a descriptor
+  std::coroutine_handle<> point;         // where it continues; null: it has ended
+  class Operation* operation = nullptr;  // what it waits for there; null: nothing
+  Goroutine* next = nullptr;             // in a GoroutineList
 };
 
-// What a goroutine waits for, in the place where it waits. `co_await operation` tries it;
-// if it cannot be done now, the goroutine is suspended, and the worker, on its own stack,
-// commits it. From then on another thread may make the operation possible, find the
-// goroutine, and have it run at once on another worker. So after a successful commit
-// neither the operation nor the goroutine may be touched.
+class GoroutineList {
+ public:
+  std::size_t size() const { return size_; }
+  void push(Goroutine& one) {
+    (size_++ > 0 ? last_->next : first_) = &one;
+    last_ = &one;
+  }
+  void push_front(const GoroutineList& others) {
+    if (others.size_ == 0) return;
+    others.last_->next = first_;
+    if (size_ == 0) last_ = others.last_;
+    first_ = others.first_;
+    size_ += others.size_;
+  }
+  Goroutine* pop() {
+    --size_;
+    return std::exchange(first_, first_->next);
+  }
+  // The next one has slept, and is cold: its frame is fetched while another goroutine runs.
+  void prefetch() const {
+    for (std::size_t i = 0; size_ > 0 && i < 6; ++i)
+      __builtin_prefetch(reinterpret_cast<const char*>(first_) + 64 * i);
+  }
+
+ private:
+  Goroutine* first_ = nullptr;
+  Goroutine* last_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+// Sets where the running goroutine continues; null: it has ended.
+void continue_at(std::coroutine_handle<> point);
+// Reports a bug in the program, and aborts. Go: throw.
+[[noreturn]] void fatal(std::string_view bug);
+
+// `co_await operation` calls attempt() in the coroutine. If that returns false, the coroutine
+// is suspended, and its worker calls commit(). When the goroutine has been made ready, its
+// next worker calls attempt() again, and so on until that returns true.
 class Operation {
  public:
-  // Neither throws: on a worker's own stack there is nobody to catch it.
-  virtual bool attempt() = 0;                     // whether it is done
-  virtual bool commit(Goroutine& goroutine) = 0;  // false: attempt it again
-
+  virtual bool attempt() noexcept = 0;  // true: done
+  // Parks the goroutine; false: call attempt() again instead. After true another worker may
+  // have resumed the goroutine, and destroyed this operation with it.
+  virtual bool commit(Goroutine& goroutine) noexcept = 0;
   bool await_ready();
-  void await_suspend(std::coroutine_handle<> point);
+  void await_suspend(std::coroutine_handle<> point) { continue_at(point); }
+  void await_resume() const {}
 
  protected:
   ~Operation() = default;
 };
 
-// Says of the goroutine that is running where it goes on when this call to it returns;
-// nowhere: it has come to its end (scheduler.cpp).
-void go_on_at(std::coroutine_handle<> point);
+// A Task that ends does not resume its caller: g++ 12 would nest one resume in another, and
+// overflow the stack. It records that the caller is next, and returns to the worker.
+struct TaskEnd {
+  bool await_ready() noexcept { return false; }
+  void await_suspend(auto frame) noexcept { continue_at(frame.promise().caller); }
+  void await_resume() noexcept {}
+};
 
+struct PromiseBase {
+  Goroutine goroutine;             // if go() started the Task
+  std::coroutine_handle<> caller;  // if another Task awaits it
+  std::exception_ptr error;
+  std::suspend_always initial_suspend() noexcept { return {}; }
+  TaskEnd final_suspend() noexcept { return {}; }
+  void unhandled_exception() { error = std::current_exception(); }
+};
+
+template <typename T>
+struct Promise : PromiseBase {
+  std::optional<T> value;
+  void return_value(T result) { value = std::move(result); }
+  T take() { return std::move(*value); }
+};
+
+template <>
+struct Promise<void> : PromiseBase {
+  void return_void() {}
+  void take() {}
+};
+
+// Calling a Task only creates its frame. `co_await task` runs it in the calling goroutine,
+// and returns what it returns, or throws what it throws; go(task) makes it a goroutine.
+template <typename T = void>
 class [[nodiscard]] Task {
  public:
-  struct promise_type;
-  using Handle = std::coroutine_handle<promise_type>;
-
-  // At the end a called Task goes back to its caller. It does not resume it: that would
-  // put one resume into another, and g++ 12 keeps such a tower on the stack. It says
-  // where to go on, and returns to the worker, which does.
-  struct End {
-    bool await_ready() noexcept { return false; }
-    void await_suspend(Handle frame) noexcept { go_on_at(frame.promise().caller); }
-    void await_resume() noexcept {}
-  };
-
-  struct promise_type {
-    Goroutine goroutine;             // of the outermost Task
-    std::coroutine_handle<> caller;  // of all others; the outermost has none
-    std::exception_ptr error;
-
+  struct promise_type : Promise<T> {
     Task get_return_object() { return Task(Handle::from_promise(*this)); }
-    std::suspend_always initial_suspend() noexcept { return {}; }
-    End final_suspend() noexcept { return {}; }
-    void return_void() {}
-    void unhandled_exception() { error = std::current_exception(); }
   };
-
+  using Handle = std::coroutine_handle<promise_type>;
+  explicit Task(Handle frame) : frame_(frame) { goroutine().point = frame; }
   Task(Task&& other) noexcept : frame_(std::exchange(other.frame_, nullptr)) {}
-  Task(const Task&) = delete;
-  Task& operator=(const Task&) = delete;
-  Task& operator=(Task&&) = delete;
   ~Task() {
     if (frame_) frame_.destroy();
   }
-
-  // co_await task: runs it to its end, and throws what it threw.
+  Goroutine& goroutine() { return frame_.promise().goroutine; }
   bool await_ready() const noexcept { return false; }
   void await_suspend(std::coroutine_handle<> caller) {
     frame_.promise().caller = caller;
-    go_on_at(frame_);
+    continue_at(frame_);
   }
-  void await_resume() {
+  T await_resume() {
     if (frame_.promise().error) std::rethrow_exception(frame_.promise().error);
-  }
-
-  // Makes it a goroutine, which owns itself from now on.
-  Goroutine& release() {
-    Handle frame = std::exchange(frame_, nullptr);
-    Goroutine& goroutine = frame.promise().goroutine;
-    goroutine.frame = goroutine.point = frame;
-    return goroutine;
+    return frame_.promise().take();
   }
 
  private:
-  explicit Task(Handle frame) : frame_(frame) {}
-
   Handle frame_;
 };
+
+void go(Task<> task);  // only from a goroutine
