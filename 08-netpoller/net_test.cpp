@@ -44,17 +44,22 @@ Task<std::string> read_bytes(Conn& conn, std::size_t size) {
   co_return bytes;
 }
 
+// Whether a read had to wait until its deadline passed. (It may still get bytes then, by its last
+// call, so its status does not tell.)
+bool waited(const Conn& conn) { return conn.desc->expired(kRead); }
+
 struct TwoReads {
   std::string bytes;
+  bool waited = false;
   Io last = Io::ok;
   Event ended;
 };
 
-// The second read fails if it waits for an event that does not come.
 Task<> read_twice(Conn& conn, TwoReads& reads) {
   const Received first = co_await conn.read();
   conn.set_read_deadline(Clock::now() + 2s);
   const Received second = co_await conn.read();
+  reads.waited = waited(conn);
   conn.set_read_deadline(kNever);
   reads.bytes = std::string(first.bytes()) + std::string(second.bytes());
   reads.last = second.status;
@@ -117,6 +122,7 @@ TEST_CASE("bytes that come after a read took everything: the next read gets them
       pair.send("two");
       co_await until(reads.ended);
       CHECK(reads.bytes == "onetwo");
+      CHECK_FALSE(reads.waited);
     });
   });
 }
@@ -131,6 +137,7 @@ TEST_CASE("more bytes than one read takes: the next read gets the rest without a
       pair.send(std::string(20'000, 'x'));
       co_await until(reads.ended);
       CHECK(reads.bytes.size() == 20'000);
+      CHECK_FALSE(reads.waited);
     });
   });
 }
@@ -147,6 +154,7 @@ TEST_CASE("a half-close behind the last bytes: the next read ends without anothe
       co_await until(reads.ended);
       CHECK(reads.bytes == "bye");
       CHECK(reads.last == Io::end);
+      CHECK_FALSE(reads.waited);
     });
   });
 }
@@ -164,6 +172,7 @@ TEST_CASE("an urgent byte ends a read early: the next read gets the rest without
         pair.send("after");
         co_await until(reads.ended);
         CHECK(reads.bytes == "before!after");
+        CHECK_FALSE(reads.waited);
       }
     });
   });
@@ -185,6 +194,7 @@ TEST_CASE("reads of 1, 7 and 4096 bytes: every message arrives complete, without
           pair.near.set_read_deadline(Clock::now() + 2s);  // if it waits for another event
           pair.send(sent);
           CHECK(co_await read_bytes(pair.near, message) == sent);
+          CHECK_FALSE(waited(pair.near));
         }
       });
     }
@@ -206,6 +216,7 @@ TEST_CASE("reads of 1, 7 and 4096 bytes, a half-close behind the last byte: byte
           ::shutdown(pair.far.get(), SHUT_WR);
           CHECK(co_await read_bytes(pair.near, message) == sent);
           CHECK((co_await pair.near.read()).status == Io::end);
+          CHECK_FALSE(waited(pair.near));
         }
       });
     }
@@ -227,6 +238,7 @@ TEST_CASE("reads of 1, 7 and 4096 bytes, an urgent byte in the middle: all bytes
           if (::send(pair.far.get(), "!", 1, MSG_OOB) != 1) fail("not sent");
           pair.send(sent);
           CHECK(co_await read_bytes(pair.near, 2 * message + 1) == sent + "!" + sent);
+          CHECK_FALSE(waited(pair.near));
         }
       });
     }
@@ -251,6 +263,7 @@ TEST_CASE("a read without memory for its buffer: the next read gets the bytes") 
       no_memory = false;
       CHECK(failed == Io::out_of_resources);
       CHECK((co_await pair.near.read()).bytes() == "second");
+      CHECK_FALSE(waited(pair.near));
     });
   });
 }
@@ -467,6 +480,7 @@ TEST_CASE("bytes come as the deadline passes: a read that fails leaves them to t
         ++late;
         pair.near.set_read_deadline(Clock::now() + 2s);
         if ((co_await pair.near.read()).status != Io::ok) fail("round {}: no byte", i);
+        if (waited(pair.near)) fail("round {}: the read did not find the byte at once", i);
         pair.near.set_read_deadline(kNever);
       }
       other.join();

@@ -120,11 +120,12 @@ void Scheduler::run(Worker& worker, Goroutine& goroutine) {
 
 // The poll that is left behind can wait until a sleeper checks: most turns are over by then.
 Goroutine* Scheduler::next() {
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(mutex_, std::try_to_lock);
+  for (int i = 0; i < 200 && !lock; ++i) lock.try_lock();  // it is free in a moment
+  if (!lock) lock.lock();
   while (!stopping_) {
     if (queue_.size() > 0 && (round_ > 0 || polling_)) {
       Goroutine* goroutine = queue_.pop();
-      queue_.prefetch();
       if (round_ > 0) --round_;
       if (queue_.size() > 0 || (!polling_ && !watched_)) wake();
       return goroutine;
@@ -196,7 +197,6 @@ void Scheduler::sleep(std::unique_lock<std::mutex>& lock) {
     watched_ = true;
     const bool check = !wake_.wait_for(lock, watch_, woken);
     watched_ = false;
-    if (check && !polling_) break;
     watch_off_ = check && polls_ == before;
   }
   if (polling_) wake_.wait(lock, woken);

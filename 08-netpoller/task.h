@@ -32,11 +32,6 @@ class GoroutineList {
     --size_;
     return std::exchange(first_, first_->next);
   }
-  // The next one has slept, and is cold: its frame is fetched while another goroutine runs.
-  void prefetch() const {
-    for (std::size_t i = 0; size_ > 0 && i < 6; ++i)
-      __builtin_prefetch(reinterpret_cast<const char*>(first_) + 64 * i);
-  }
 
  private:
   Goroutine* first_ = nullptr;
