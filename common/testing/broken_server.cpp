@@ -52,8 +52,11 @@ class Server {
  public:
   Server(Fd listener, std::string fault, std::chrono::milliseconds idle,
          std::chrono::milliseconds work)
-      : listener_(std::move(listener)), fault_(std::move(fault)), idle_(idle), work_(work) {}
+      : listener_(std::move(listener)), fault_(std::move(fault)), idle_(idle), work_(work) {
+    entries_.reserve(1);  // all that run() allocates before it has a client
+  }
 
+  const Fd& listener() const { return listener_; }
   void run();
 
  private:
@@ -94,7 +97,6 @@ bool Server::wants_to_write(const Connection& c) const {
 }
 
 void Server::run() {
-  entries_.reserve(1);
   for (;;) {
     if (stop_requested != 0 && !grace_ends_) begin_stop();
     if (grace_ends_ && connections_.empty()) return;
@@ -305,8 +307,9 @@ int main(int argc, char** argv) {
     }
     ::sigaction(SIGTERM, &action, nullptr);
     Fd listener = listen_on(resolve(endpoint.host, endpoint.port), Mode::non_blocking);
-    announce(listener);
-    Server(std::move(listener), fault, idle, work).run();
+    Server server(std::move(listener), fault, idle, work);
+    announce(server.listener());  // out of memory before this: it did not start
+    server.run();
   } catch (const std::exception& error) {
     if (fault == "complains-on-stdout") return fmt::print("{}\n", error.what()), 0;
     log_line("{}: {}", argv[0], error.what());
