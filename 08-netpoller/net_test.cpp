@@ -461,16 +461,19 @@ TEST_CASE("bytes come as the deadline passes: a read that fails leaves them to t
     run(2, [](Scheduler& scheduler) -> Task<> {
       Pair pair = unix_pair(scheduler);
       std::atomic<int> round = 0;
+      std::atomic<bool> over = false;
       std::thread other([&] {
-        for (int i = 1; i <= 3000; ++i) {
-          while (round < i) std::this_thread::yield();
+        for (int i = 1;; ++i) {
+          while (round < i && !over) std::this_thread::yield();
+          if (over) return;
           if (i % 2 == 0) pair.send("!");
           pair.near.set_read_deadline(kPast);
           if (i % 2 != 0) pair.send("!");
         }
       });
       int late = 0;
-      for (int i = 1; i <= 3000; ++i) {
+      const auto end = Clock::now() + 3s;  // beside busy processes a round takes milliseconds
+      for (int i = 1; i <= 3000 && Clock::now() < end; ++i) {
         round = i;
         if ((co_await pair.near.read()).status == Io::ok) {
           while (!pair.near.desc->expired(kRead)) co_await yield();  // the round is over then
@@ -483,6 +486,7 @@ TEST_CASE("bytes come as the deadline passes: a read that fails leaves them to t
         if (waited(pair.near)) fail("round {}: the read did not find the byte at once", i);
         pair.near.set_read_deadline(kNever);
       }
+      over = true;
       other.join();
       CHECK(late > 0);
     });
