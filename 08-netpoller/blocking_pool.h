@@ -17,11 +17,12 @@ class BlockingPool {
   // Any thread. The job must not throw. Returns null, or why there is no thread or no memory.
   std::exception_ptr submit(std::function<void()> job) noexcept try {
     const std::lock_guard lock(mutex_);
-    if (jobs_.size() + running_ >= threads_.size() && threads_.size() < most_) try {
-        threads_.emplace_back([this] { work(); });
-      } catch (const std::exception&) {
-        if (threads_.empty()) throw;
-      }
+    try {
+      const bool all_busy = jobs_.size() + running_ >= threads_.size();
+      if (all_busy && threads_.size() < most_) threads_.emplace_back([this] { work(); });
+    } catch (const std::exception&) {
+      if (threads_.empty()) throw;
+    }
     jobs_.push_back(std::move(job));
     changed_.notify_one();
     return nullptr;

@@ -27,7 +27,7 @@ PollDesc* Netpoller::open(Fd fd) {
   const std::system_error problem(errno, std::system_category(), "cannot watch a descriptor");
   desc.close();
   desc.leave(PollDesc::kOwner);
-  throw problem;
+  throw problem;  // NOLINT(misc-throw-by-value-catch-by-reference): errno had to be kept
 }
 
 bool PollDesc::enter(User user) {

@@ -12,7 +12,8 @@ using std::chrono::milliseconds;
 constexpr milliseconds kPause{400};   // shutdown: a client that is silent for so long is closed
 constexpr milliseconds kGrace{5000};  // shutdown: from SIGTERM to the end, at most
 
-static std::atomic<bool> stop_asked = false;
+namespace {
+std::atomic<bool> stop_asked = false;
 
 struct Limits {
   milliseconds idle_timeout{0}, work{0}, trace{0};  // 0: none
@@ -22,7 +23,7 @@ struct Limits {
   }
 };
 
-static Task<> echo(Conn conn, const Limits& limits) {
+Task<> echo(Conn conn, const Limits& limits) {
   for (;;) {
     conn.set_read_deadline(limits.deadline(true));
     const Received in = co_await conn.read();
@@ -35,15 +36,15 @@ static Task<> echo(Conn conn, const Limits& limits) {
 }
 
 // Until the listener's deadline passes, and then until the backlog is empty.
-static Task<> serve(Listener& listener, const Limits& limits) {
+Task<> serve(Listener& listener, const Limits& limits) {
   OncePerSecond may_say;
   for (bool stopping = false;;) {
     NewConn next = co_await listener.accept(!stopping);
-    if (next.status == Io::ok) try {
-        go(echo(std::move(next.conn), limits));
-      } catch (const std::bad_alloc&) {  // the connection is closed
-        next = {Io::out_of_resources, Conn(), ENOMEM};
-      }
+    try {
+      if (next.status == Io::ok) go(echo(std::move(next.conn), limits));
+    } catch (const std::bad_alloc&) {  // the connection is closed
+      next = {Io::out_of_resources, Conn(), ENOMEM};
+    }
     if (next.status == Io::out_of_resources) {
       if (may_say()) log_line("cannot accept: {}", error_text(next.error));
       co_await sleep_for(milliseconds(20));
@@ -56,13 +57,13 @@ static Task<> serve(Listener& listener, const Limits& limits) {
   listener.desc.reset();
 }
 
-static Task<> trace_every(milliseconds period, Scheduler& scheduler) {
+Task<> trace_every(milliseconds period, Scheduler& scheduler) {
   for (;; co_await sleep_for(period)) log_line("{}", scheduler.trace());
 }
 
-static int stop_pipe = -1;  // its other end is read like a client; without memory that fails
+int stop_pipe = -1;  // its other end is read like a client; without memory that fails
 
-static void on_signal(int) {
+void on_signal(int) {
   const int error = errno;
   stop_asked = true;  // before the byte that wakes the reader
   [[maybe_unused]] const auto written = ::write(stop_pipe, "!", 1);
@@ -70,7 +71,7 @@ static void on_signal(int) {
 }
 
 // The main goroutine. The server ends when it does.
-static Task<> run(Scheduler& scheduler, Listener& listener, Conn& signals, const Limits& limits) {
+Task<> run(Scheduler& scheduler, Listener& listener, Conn& signals, const Limits& limits) {
   if (limits.trace.count() > 0) go(trace_every(limits.trace, scheduler));
   const std::size_t without_clients = scheduler.unfinished();
   go(serve(listener, limits));
@@ -85,6 +86,7 @@ static Task<> run(Scheduler& scheduler, Listener& listener, Conn& signals, const
     co_await sleep_for(kPause / 8);
   }
 }
+}  // namespace
 
 int main(int argc, char** argv) {
   Endpoint endpoint;
