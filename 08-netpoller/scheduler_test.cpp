@@ -485,10 +485,10 @@ TEST_CASE("main ends before other goroutines: the scheduler's destructor destroy
       {
         Scheduler scheduler(workers, 1);
         scheduler.run(main(scheduler));
-        CHECK(scheduler.unfinished() >= left - 1);  // without do_nothing, if that was quick
+        CHECK(scheduler.unfinished() >= 15);
         CHECK(leftovers.alive >= 15);
       }
-      CHECK(left == 16);
+      CHECK(left >= 15);  // do_nothing may have ended
       CHECK(leftovers.alive == 0);
       CHECK(jobs == 1);
       CHECK(leftovers.job_ended);
