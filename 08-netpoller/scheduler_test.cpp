@@ -12,7 +12,6 @@
 #include "common/testing/holds.h"
 #include "goroutines_test.h"
 
-extern std::size_t read_size;  // net_test.cpp
 
 namespace {
 

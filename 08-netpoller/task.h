@@ -82,7 +82,7 @@ template <typename T>
 struct Promise : PromiseBase {
   std::optional<T> value;
   void return_value(T result) { value = std::move(result); }
-  T take() { return std::move(*value); }
+  T take() { return std::move(*value); }  // NOLINT(bugprone-unchecked-optional-access)
 };
 
 template <>
