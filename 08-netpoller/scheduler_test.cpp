@@ -12,7 +12,6 @@
 #include "common/testing/holds.h"
 #include "goroutines_test.h"
 
-
 namespace {
 
 // ---- Helpers: work-conserving.
