@@ -1,6 +1,7 @@
 // Goroutines in a test: a scheduler on a thread of its own, pairs of connections, and events.
 #pragma once
 
+#include <doctest/doctest.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -41,7 +42,8 @@ inline void run(std::size_t workers, const std::function<Task<>(Scheduler&)>& bo
   });
   std::future<void> end = ended.get_future();
   if (end.wait_for(patience) != std::future_status::ready) {
-    fmt::print("the goroutines have not ended\n");
+    fmt::print("{}: the goroutines have not ended\n",
+               doctest::getContextOptions()->currentTest->m_name);
     (void)std::fflush(stdout);
     std::_Exit(1);
   }

@@ -592,6 +592,42 @@ TEST_CASE("a connection is closed while its reader is about to park: the read en
   });
 }
 
+TEST_CASE("close with a parked reader and writer, the other worker busy: both end") {
+  holds([] {
+    run(2, [](Scheduler& scheduler) -> Task<> {
+      Event end;
+      go([](const Event& until) -> Task<> {  // keeps a worker at the queue
+        while (!until) co_await yield();
+      }(end));
+      std::thread tracer([&] {  // holds the scheduler's lock, so that close() has to wait
+        while (!end) (void)scheduler.trace();
+      });
+      struct Closed {
+        Pair pair;
+        std::array<Io, 2> status{};
+        std::array<Event, 2> ended;
+      };
+      for (int i = 0; i < 200; ++i) {
+        std::array<Closed, 16> all;
+        for (Closed& one : all) {
+          one.pair = unix_pair(scheduler);
+          go(write_bytes(one.pair.near, 1 << 20, one.status[0], one.ended[0]));
+          go(read_into(one.pair.near, one.status[1], one.ended[1]));
+        }
+        co_await sleep_for(1ms);  // until all are parked
+        for (Closed& one : all) one.pair.near.close();
+        for (Closed& one : all) {
+          while (!one.ended[0] || !one.ended[1]) co_await yield();
+          if (one.status != std::array{kClosed, kClosed}) fail("round {}: not closed", i);
+        }
+      }
+      end.set();
+      tracer.join();
+      co_await until_alone(scheduler);
+    });
+  });
+}
+
 TEST_CASE("a closed connection with a reader: the descriptor stays open until the reader leaves") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {

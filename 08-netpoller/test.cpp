@@ -242,6 +242,24 @@ TEST_CASE("a silent client, four workers: no thread runs for four seconds") {
   });
 }
 
+TEST_CASE("one busy client after a pause, two workers: a message does not wake the second worker") {
+  holds([] {
+    ServerProcess server({.argv = {SERVER, "--workers", "2"}, .environment = {}});
+    Client client(server.address());
+    client.echo("hello");
+    std::this_thread::sleep_for(300ms);  // until no sleeper checks
+    const std::size_t before = server.context_switches();
+    if (before == 0) skip("/proc does not count context switches");
+    const auto start = Clock::now();
+    for (int i = 0; i < 2000; ++i) client.echo("x");
+    // The poller sleeps once for each message. The other worker checks once a millisecond.
+    const auto allowed = 2000 * 1.2 + 2 * ms_since(start);
+    const std::size_t switches = server.context_switches() - before;
+    CAPTURE(switches);
+    CHECK(static_cast<double>(switches) < allowed);
+  });
+}
+
 TEST_CASE("out of files in the whole system: accepting goes on after that") {
   holds([] {
     // ENFILE: the whole system is out of files. No connection of this server ends that.
