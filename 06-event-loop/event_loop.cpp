@@ -157,10 +157,10 @@ void EventLoop::watch_idle(Connection& connection) {
                   [this, &connection] { run(connection, &Connection::on_idle_timer); });
 }
 
-void EventLoop::post(Task task) {
+void EventLoop::post(Callback callback) {
   const std::lock_guard lock(mutex_);
-  tasks_.push_back(std::move(task));
-  if (tasks_.size() == 1) wake();
+  posted_.push_back(std::move(callback));
+  if (posted_.size() == 1) wake();
 }
 
 void EventLoop::stop() {
@@ -178,24 +178,24 @@ void EventLoop::wake() {
   }
 }
 
-// The pipe is emptied first: what is posted after that writes a new byte. The tasks run
+// The pipe is emptied first: what is posted after that writes a new byte. The callbacks run
 // unlocked, for they may post others.
 void EventLoop::woken() {
   std::array<char, 64> bytes;
   while (read_some(wake_.read_end, bytes).status == Io::ok) {
   }
   if (stop_asked_ && !stopping_) begin_stop();
-  std::vector<Task> tasks;
+  std::vector<Callback> callbacks;
   {
     const std::lock_guard lock(mutex_);
-    tasks.swap(tasks_);
+    callbacks.swap(posted_);
   }
-  for (const Task& task : tasks) task();
+  for (const Callback& callback : callbacks) callback();
 }
 
-Timer EventLoop::run_after(milliseconds delay, Task task) {
+Timer EventLoop::run_after(milliseconds delay, Callback callback) {
   assert_in_loop_thread();
-  return timers_.add(Clock::now() + delay, std::move(task));
+  return timers_.add(Clock::now() + delay, std::move(callback));
 }
 
 void EventLoop::cancel(const Timer& timer) {

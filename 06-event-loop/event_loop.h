@@ -45,10 +45,10 @@ class EventLoop {
   // returns when all have gone, after 5 s at the latest. A signal handler may call it.
   void stop();
 
-  // Has the loop's thread run the task soon; or, by run_after, when the delay has passed.
-  // What a task throws, serve throws.
-  void post(Task task);
-  Timer run_after(std::chrono::milliseconds delay, Task task);
+  // Has the loop's thread run the callback soon; or, by run_after, when the delay has passed.
+  // What a callback throws, serve throws.
+  void post(Callback callback);
+  Timer run_after(std::chrono::milliseconds delay, Callback callback);
   void cancel(const Timer& timer);
 
   // Ends the program, with a word, on any other thread: a program that gets this wrong has
@@ -92,8 +92,8 @@ class EventLoop {
   OncePerSecond may_say_;
 
   Pipe wake_ = make_pipe();
-  std::mutex mutex_;  // of tasks_
-  std::vector<Task> tasks_;
+  std::mutex mutex_;  // of posted_
+  std::vector<Callback> posted_;
   std::atomic<bool> stop_asked_ = false;
   bool stopping_ = false;
   Clock::time_point next_tick_ = kNever;

@@ -141,7 +141,7 @@ void EventLoop::start_job(Connection& connection) {
   auto work = std::make_shared<Work>();
   work->connection = connection.weak_from_this();
   work->job = std::exchange(connection.job_, nullptr);
-  std::list<Task> back;
+  std::list<Callback> back;
   back.emplace_back([this, work] { finish_job(*work); });
   auto there = [this, work = std::move(work), back = std::move(back)]() mutable {
     try {
@@ -229,16 +229,16 @@ void EventLoop::watch_idle(Connection& connection) {
                   [this, &connection] { run(connection, &Connection::on_idle_timer); });
 }
 
-void EventLoop::post(Task task) {
-  std::list<Task> one;
-  one.push_back(std::move(task));
+void EventLoop::post(Callback callback) {
+  std::list<Callback> one;
+  one.push_back(std::move(callback));
   post(one);
 }
 
-void EventLoop::post(std::list<Task>& one) {
+void EventLoop::post(std::list<Callback>& one) {
   const std::lock_guard lock(mutex_);
-  tasks_.splice(tasks_.end(), one);
-  if (tasks_.size() == 1) wake();
+  posted_.splice(posted_.end(), one);
+  if (posted_.size() == 1) wake();
 }
 
 void EventLoop::stop() {
@@ -256,24 +256,24 @@ void EventLoop::wake() {
   }
 }
 
-// The pipe is emptied first: what is posted after that writes a new byte. The tasks run
+// The pipe is emptied first: what is posted after that writes a new byte. The callbacks run
 // unlocked, for they may post others.
 void EventLoop::woken() {
   std::array<char, 64> bytes;
   while (read_some(wake_.read_end, bytes).status == Io::ok) {
   }
   if (stop_asked_ && !stopping_) begin_stop();
-  std::list<Task> tasks;
+  std::list<Callback> callbacks;
   {
     const std::lock_guard lock(mutex_);
-    tasks.swap(tasks_);
+    callbacks.swap(posted_);
   }
-  for (const Task& task : tasks) task();
+  for (const Callback& callback : callbacks) callback();
 }
 
-Timer EventLoop::run_after(milliseconds delay, Task task) {
+Timer EventLoop::run_after(milliseconds delay, Callback callback) {
   assert_in_loop_thread();
-  return timers_.add(Clock::now() + delay, std::move(task));
+  return timers_.add(Clock::now() + delay, std::move(callback));
 }
 
 void EventLoop::cancel(const Timer& timer) {

@@ -57,10 +57,10 @@ class EventLoop {
   // drops those that wait, and waits for those that are being done.
   std::size_t unfinished_jobs() const;
 
-  // Has the loop's thread run the task soon; or, by run_after, when the delay has passed.
-  // What a task throws, serve throws.
-  void post(Task task);
-  Timer run_after(std::chrono::milliseconds delay, Task task);
+  // Has the loop's thread run the callback soon; or, by run_after, when the delay has passed.
+  // What a callback throws, serve throws.
+  void post(Callback callback);
+  Timer run_after(std::chrono::milliseconds delay, Callback callback);
   void cancel(const Timer& timer);
 
   // Ends the program, with a word, on any other thread: a program that gets this wrong has
@@ -89,7 +89,7 @@ class EventLoop {
   void resume_accepting();
   void watch_idle(Connection& connection);
 
-  void post(std::list<Task>& one);  // takes it out, without memory
+  void post(std::list<Callback>& one);  // takes it out, without memory
   void wake();
   void woken();
   void begin_stop();
@@ -111,8 +111,8 @@ class EventLoop {
   OncePerSecond may_say_;
 
   Pipe wake_ = make_pipe();
-  std::mutex mutex_;  // of tasks_
-  std::list<Task> tasks_;
+  std::mutex mutex_;  // of posted_
+  std::list<Callback> posted_;
   std::atomic<bool> stop_asked_ = false;
   bool stopping_ = false;
   Clock::time_point next_tick_ = kNever;

@@ -9,7 +9,7 @@
 #include <utility>
 
 using Clock = std::chrono::steady_clock;
-using Task = std::function<void()>;
+using Callback = std::function<void()>;
 constexpr Clock::time_point kNever = Clock::time_point::max();
 
 // Names one timer, to cancel it: when it is due, and a number, because two can be due
@@ -18,9 +18,9 @@ using Timer = std::pair<Clock::time_point, std::uint64_t>;
 
 class Timers {
  public:
-  Timer add(Clock::time_point when, Task task);
+  Timer add(Clock::time_point when, Callback callback);
   // It will not run. One that has run, or was cancelled, is none any more: nothing happens.
-  void cancel(const Timer& timer) { tasks_.erase(timer); }
+  void cancel(const Timer& timer) { callbacks_.erase(timer); }
 
   // How long until the next is due, or `latest` has come, in whole milliseconds, rounded
   // up, an hour at most; 0: one is due now; nothing: there is none.
@@ -30,6 +30,6 @@ class Timers {
   void run_due();
 
  private:
-  std::map<Timer, Task> tasks_;
+  std::map<Timer, Callback> callbacks_;
   std::uint64_t last_number_ = 0;
 };
