@@ -38,7 +38,7 @@ constexpr std::size_t kTurn = 16 * 1024;          // bytes read in one turn of a
 constexpr std::size_t kAccepts = 64;              // connections accepted in one turn
 constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
 constexpr milliseconds kTick{200};                // from one tick to the next
-constexpr milliseconds kGrace{5000};              // from SIGTERM to the exit, at most
+constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
 
 // What a connection waits for next. If neither, it is finished: close it.
 struct Interest {
@@ -97,7 +97,7 @@ Interest on_writable(Connection& connection) {
   return connection.interest();
 }
 
-// Signals as something to wait for: a pipe that becomes readable (the self-pipe).
+// The self-pipe: at a signal its read end becomes readable, so the loop can wait for it.
 // To write a byte is about all that a handler may do, see signal-safety(7). If the
 // pipe is full, it is readable already.
 int stop_pipe = -1;

@@ -41,7 +41,7 @@ using Count = int;
 constexpr std::size_t kTurn = 16 * 1024;          // bytes read in one turn of a connection
 constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
 constexpr milliseconds kTick{200};                // from one tick to the next
-constexpr milliseconds kGrace{5000};              // from SIGTERM to the exit, at most
+constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
 constexpr std::size_t kBatch = 128;               // events from one wait
 
 // What a connection waits for next. If neither, it is finished: close it.
@@ -101,8 +101,8 @@ Interest on_writable(Connection& connection) {
   return connection.interest();
 }
 
-// A signal's filter is told of it, and so is its handler: without one the default
-// action would end the program. What it notes counts only if there was no filter yet.
+// A signal reaches its filter and its handler. Without a handler the default action would
+// end the program. stop_asked matters only if the signal came before its filter existed.
 volatile std::sig_atomic_t stop_asked = 0;
 
 void on_signal(int) { stop_asked = 1; }
