@@ -39,8 +39,8 @@ class EventLoop {
   // A connection on which no byte has moved for `idle_timeout` is closed; 0: never. (A
   // client that reads very slowly moves none for long: there is room to write only when a
   // good part of the send buffer is free.)
-  // `workers` threads run jobs; at most `queue` jobs wait for one. Throws StartupError if
-  // the threads cannot be created.
+  // `workers` threads do jobs, at most `queue` wait for one. Throws StartupError when
+  // there cannot be so many threads.
   EventLoop(OnRequest on_request, std::chrono::milliseconds idle_timeout, std::size_t workers,
             std::size_t queue);
 
