@@ -1,4 +1,4 @@
-// ./tour break 03: what select can watch, and what it costs that nobody says anything.
+// ./tour break 03: what select can watch, and what silent clients cost.
 #include <fmt/core.h>
 #include <sys/select.h>
 

@@ -1,9 +1,9 @@
 // 03-select: an echo server with one thread for all its connections.
 //
-// No call waits but one: select, which waits for all descriptors at once and says
-// which are ready. What the stack of a thread remembered in 02 (how far this client's
-// bytes have come) is now kept in a struct; and a handler never waits for more: it
-// does what can be done now, and returns what it is still interested in.
+// The thread blocks in one call only: select waits for all descriptors at once and
+// reports which are ready. In 02 the stack of a thread remembered how far a client's
+// bytes had come; here a struct does. A handler never waits: it does what can be done
+// now, and returns what it is still interested in.
 
 #include <sys/select.h>
 
@@ -34,13 +34,13 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
-constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others have their turn
-constexpr std::size_t kAccepts = 64;              // accepted before others have theirs
+constexpr std::size_t kTurn = 16 * 1024;          // bytes read in one turn of a connection
+constexpr std::size_t kAccepts = 64;              // connections accepted in one turn
 constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
-constexpr milliseconds kTick{200};                // from one look at things to the next
+constexpr milliseconds kTick{200};                // from one tick to the next
 constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
 
-// What a connection waits for next. Neither: it is finished, close it.
+// What a connection waits for next. If neither, it is finished: close it.
 struct Interest {
   bool read = false;
   bool write = false;
@@ -50,10 +50,10 @@ constexpr Interest kNone{};
 constexpr Interest kRead{.read = true};
 
 struct Connection {
-  Fd socket;                   // empty: no connection has this number
+  Fd socket;                   // empty if no connection has this number
   std::string pending;         // read, and not yet written
-  bool peer_finished = false;  // it sends no more; it may well be reading
-  bool quiet = false;          // nothing has happened since the last tick
+  bool peer_finished = false;  // it sends no more, but may still read
+  bool quiet = false;          // no event since the last tick
 
   Interest interest() const {
     return {.read = !peer_finished && pending.size() < kPendingLimit, .write = !pending.empty()};
@@ -64,8 +64,8 @@ bool failed(const IoResult& result) {
   return result.status == Io::peer_gone || result.status == Io::out_of_resources;
 }
 
-// Writes what the socket takes now, and keeps the rest. Once something is pending,
-// everything goes behind it: order is all that an echo has.
+// Writes what the socket takes now, and keeps the rest. Once bytes are pending, new ones
+// are appended to them: an echo has to keep the order.
 Interest echo(Connection& connection, std::string_view data) {
   if (connection.pending.empty()) {
     const IoResult out = write_some(connection.socket, data);
@@ -76,9 +76,9 @@ Interest echo(Connection& connection, std::string_view data) {
   return connection.interest();
 }
 
-// One read, however much there is: a client that sends without end does not stop the others.
-// The end of what the peer sends is not the end of the connection; that comes when
-// there is nothing pending either.
+// Reads once, however much there is: a client that sends without end must not starve the
+// others. End of file means that the peer has finished sending. The connection has
+// finished when nothing is pending either.
 Interest on_readable(Connection& connection) {
   std::array<char, kTurn> buffer;
   const std::size_t room = kPendingLimit - connection.pending.size();
@@ -93,11 +93,11 @@ Interest on_writable(Connection& connection) {
   const IoResult out = write_some(connection.socket, connection.pending);
   if (failed(out)) return kNone;
   connection.pending.erase(0, out.size);
-  if (connection.pending.empty()) connection.pending.shrink_to_fit();  // the idle keep no buffer
+  if (connection.pending.empty()) connection.pending.shrink_to_fit();  // no buffer while idle
   return connection.interest();
 }
 
-// Signals as something to wait for: a pipe that becomes readable (the self-pipe).
+// The self-pipe: at a signal its read end becomes readable, so the loop can wait for it.
 // To write a byte is about all that a handler may do, see signal-safety(7). If the
 // pipe is full, it is readable already.
 int stop_pipe = -1;
@@ -129,8 +129,8 @@ class Server {
   }
 
  private:
-  // What is to be watched from now on. False: this descriptor cannot be. An fd_set is
-  // an array of FD_SETSIZE bits, and FD_SET does not look whether `fd` lies within.
+  // Sets what `fd` is watched for. Returns false if it cannot be watched: an fd_set is an
+  // array of FD_SETSIZE bits, and FD_SET does not check that `fd` lies within it.
   bool set_interest(int fd, Interest, Interest now) {
     if (fd >= FD_SETSIZE) return false;
     if (now.read) FD_SET(fd, &reading_);
@@ -141,9 +141,9 @@ class Server {
     return true;
   }
 
-  // Waits until somebody is ready, or a tick is due, and handles it. select is told
-  // everything anew with each call, and overwrites it with the answer: hence the
-  // copies. What is ready is found by asking for each.
+  // Waits until a descriptor is ready or a tick is due, and handles what is ready. Each
+  // call passes both sets again, and select overwrites them with its answer: hence the
+  // copies. To find the ready descriptors, every bit is tested.
   void wait() {
     fd_set readable = reading_;
     fd_set writable = writing_;
@@ -154,7 +154,7 @@ class Server {
     }
     const int count =
         ::select(highest_ + 1, &readable, &writable, nullptr, next_tick_ ? &left : nullptr);
-    if (count < 0 && errno != EINTR) {  // ENOMEM, say: it needs memory for its tables
+    if (count < 0 && errno != EINTR) {  // such as ENOMEM: it allocates its tables
       if (may_say_()) log_line("cannot select: {}; trying again", error_text(errno));
       std::this_thread::sleep_for(milliseconds(10));
     }
@@ -165,7 +165,7 @@ class Server {
     }
   }
 
-  // The handlers say what they want, and here it is done.
+  // Calls the handlers, and applies the interest that they return.
   void handle(int fd, bool readable, bool writable) {
     if (fd == listener_.get()) return accept_ready(kAccepts);
     if (fd == stop_.read_end.get()) return begin_stop();
@@ -176,7 +176,7 @@ class Server {
       if (readable && now.read) now = on_readable(connection);
       if (writable && now.write) now = on_writable(connection);
     } catch (const std::bad_alloc&) {
-      now = kNone;  // no memory for its bytes: it cannot go on, the others can
+      now = kNone;  // no memory for this client's bytes: only its connection ends
     }
     connection.quiet = false;
     if (now == kNone) return close(connection, was);
@@ -196,7 +196,7 @@ class Server {
     }
   }
 
-  // False: it cannot be served, and is closed.
+  // Returns false if the connection cannot be watched; it is then closed.
   bool admit(Fd socket) {
     const int fd = socket.get();
     Connection& connection = slot(fd);
@@ -209,11 +209,12 @@ class Server {
     return true;
   }
 
-  // Without a descriptor there is nothing to accept with; yet the listener stays
-  // readable, and a loop that only tried again would spin. So it is not watched until
-  // a connection closes, or a tick: descriptors can be short in the whole system.
+  // Without a free descriptor accept fails, yet the listener stays readable: a loop that
+  // tried again at once would spin. So the listener is not watched until a connection
+  // closes, or until the next tick, as the whole system may be out of descriptors.
   void pause_accepting(int error) {
-    if (may_say_()) log_line("cannot accept: {}; those who are in are served", error_text(error));
+    if (may_say_())
+      log_line("cannot accept: {}; existing connections are served", error_text(error));
     set_interest(listener_.get(), kRead, kNone);
     accepting_ = false;
     tick_later();
@@ -271,9 +272,9 @@ class Server {
 
   Fd listener_;
   Pipe stop_ = make_pipe();
-  fd_set reading_{};  // those that select is to watch
+  fd_set reading_{};  // what select is to watch
   fd_set writing_{};
-  int highest_ = -1;                     // descriptor that ever was in either
+  int highest_ = -1;                     // descriptor that was ever in either
   std::vector<Connection> connections_;  // by descriptor
   std::size_t open_ = 0;
   std::size_t refused_ = 0;
@@ -288,7 +289,7 @@ class Server {
 
 int main(int argc, char** argv) {
   Endpoint endpoint;
-  Options options("An echo server with one thread, which select tells what is ready.");
+  Options options("An echo server with one thread, on select.");
   options.add(endpoint);
   options.parse(argc, argv);
 

@@ -72,7 +72,7 @@ void left_armed() {
 }
 
 void calls() {
-  fmt::print("\n100 clients send 100 messages each; what the server calls:\n\n");
+  fmt::print("\n100 clients send 100 messages each; the server's system calls:\n\n");
   CallLog log(kServer, "read,write,epoll_wait,epoll_ctl");
   ServerProcess server(log.command());
   Swarm swarm(server.address(), 100, battery::seed());

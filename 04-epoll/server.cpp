@@ -1,8 +1,8 @@
 // 04-epoll: an echo server with one thread, for ten thousand connections and more.
 //
-// It is the server of 03. But the kernel keeps the list of those it watches for us,
-// is told of changes only, and answers with those who are ready and no others. So
-// what a message costs does not depend on how many connections are silent.
+// It is the server of 03, but the kernel keeps the list of watched descriptors. The
+// server tells it only what changes, and it reports only what is ready. So the cost of
+// a message does not depend on the number of silent connections.
 
 #include <sys/epoll.h>
 
@@ -32,13 +32,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others have their turn
-constexpr std::size_t kAccepts = 64;              // accepted before others have theirs
+constexpr std::size_t kTurn = 16 * 1024;          // bytes read in one turn of a connection
+constexpr std::size_t kAccepts = 64;              // connections accepted in one turn
 constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
-constexpr milliseconds kTick{200};                // from one look at things to the next
+constexpr milliseconds kTick{200};                // from one tick to the next
 constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
 
-// What a connection waits for next. Neither: it is finished, close it.
+// What a connection waits for next. If neither, it is finished: close it.
 struct Interest {
   bool read = false;
   bool write = false;
@@ -48,10 +48,10 @@ constexpr Interest kNone{};
 constexpr Interest kRead{.read = true};
 
 struct Connection {
-  Fd socket;                   // empty: no connection has this number
+  Fd socket;                   // empty if no connection has this number
   std::string pending;         // read, and not yet written
-  bool peer_finished = false;  // it sends no more; it may well be reading
-  bool quiet = false;          // nothing has happened since the last tick
+  bool peer_finished = false;  // it sends no more, but may still read
+  bool quiet = false;          // no event since the last tick
 
   Interest interest() const {
     return {.read = !peer_finished && pending.size() < kPendingLimit, .write = !pending.empty()};
@@ -62,8 +62,8 @@ bool failed(const IoResult& result) {
   return result.status == Io::peer_gone || result.status == Io::out_of_resources;
 }
 
-// Writes what the socket takes now, and keeps the rest. Once something is pending,
-// everything goes behind it: order is all that an echo has.
+// Writes what the socket takes now, and keeps the rest. Once bytes are pending, new ones
+// are appended to them: an echo has to keep the order.
 Interest echo(Connection& connection, std::string_view data) {
   if (connection.pending.empty()) {
     const IoResult out = write_some(connection.socket, data);
@@ -74,9 +74,9 @@ Interest echo(Connection& connection, std::string_view data) {
   return connection.interest();
 }
 
-// One read, however much there is: a client that sends without end does not stop the others.
-// The end of what the peer sends is not the end of the connection; that comes when
-// there is nothing pending either.
+// Reads once, however much there is: a client that sends without end must not starve the
+// others. End of file means that the peer has finished sending. The connection has
+// finished when nothing is pending either.
 Interest on_readable(Connection& connection) {
   std::array<char, kTurn> buffer;
   const std::size_t room = kPendingLimit - connection.pending.size();
@@ -91,11 +91,11 @@ Interest on_writable(Connection& connection) {
   const IoResult out = write_some(connection.socket, connection.pending);
   if (failed(out)) return kNone;
   connection.pending.erase(0, out.size);
-  if (connection.pending.empty()) connection.pending.shrink_to_fit();  // the idle keep no buffer
+  if (connection.pending.empty()) connection.pending.shrink_to_fit();  // no buffer while idle
   return connection.interest();
 }
 
-// Signals as something to wait for: a pipe that becomes readable (the self-pipe).
+// The self-pipe: at a signal its read end becomes readable, so the loop can wait for it.
 // To write a byte is about all that a handler may do, see signal-safety(7). If the
 // pipe is full, it is readable already.
 int stop_pipe = -1;
@@ -129,9 +129,9 @@ class Server {
   }
 
  private:
-  // What is to be watched from now on. False: the kernel has no room for one more, see
-  // epoll_ctl(2), ENOSPC. What is closed is taken off the list first: it is the open file
-  // that is watched, and a duplicate of the descriptor would keep that open.
+  // Sets what `fd` is watched for. Returns false if the kernel has no room for one more,
+  // see epoll_ctl(2), ENOSPC. Take `fd` off the list before you close it: epoll watches the
+  // open file, and a duplicate of the descriptor would keep that file open.
   bool set_interest(int fd, Interest was, Interest now) {
     const int change = was == kNone ? EPOLL_CTL_ADD : now == kNone ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
     epoll_event event{};
@@ -142,8 +142,8 @@ class Server {
     throw std::system_error(errno, std::system_category(), "epoll_ctl");
   }
 
-  // Waits until somebody is ready, or a tick is due, and handles it. An error or a
-  // hang-up is reported whether one asked or not; the next read or write will tell.
+  // Waits until a descriptor is ready or a tick is due, and handles what is ready. Errors
+  // and hang-ups are always reported; the next read or write returns the reason.
   void wait() {
     std::array<epoll_event, 128> events;
     int timeout = -1;
@@ -161,7 +161,7 @@ class Server {
     }
   }
 
-  // The handlers say what they want, and here it is done.
+  // Calls the handlers, and applies the interest that they return.
   void handle(int fd, bool readable, bool writable) {
     if (fd == listener_.get()) return accept_ready(kAccepts);
     if (fd == stop_.read_end.get()) return begin_stop();
@@ -173,7 +173,7 @@ class Server {
       if (readable && now.read) now = on_readable(connection);
       if (writable && now.write) now = on_writable(connection);
     } catch (const std::bad_alloc&) {
-      now = kNone;  // no memory for its bytes: it cannot go on, the others can
+      now = kNone;  // no memory for this client's bytes: only its connection ends
     }
     connection.quiet = false;
     if (now == kNone) return close(connection, was);
@@ -193,7 +193,7 @@ class Server {
     }
   }
 
-  // False: it cannot be served, and is closed.
+  // Returns false if the connection cannot be watched; it is then closed.
   bool admit(Fd socket) {
     const int fd = socket.get();
     Connection& connection = slot(fd);
@@ -206,11 +206,12 @@ class Server {
     return true;
   }
 
-  // Without a descriptor there is nothing to accept with; yet the listener stays
-  // readable, and a loop that only tried again would spin. So it is not watched until
-  // a connection closes, or a tick: descriptors can be short in the whole system.
+  // Without a free descriptor accept fails, yet the listener stays readable: a loop that
+  // tried again at once would spin. So the listener is not watched until a connection
+  // closes, or until the next tick, as the whole system may be out of descriptors.
   void pause_accepting(int error) {
-    if (may_say_()) log_line("cannot accept: {}; those who are in are served", error_text(error));
+    if (may_say_())
+      log_line("cannot accept: {}; existing connections are served", error_text(error));
     set_interest(listener_.get(), kRead, kNone);
     accepting_ = false;
     tick_later();
@@ -222,8 +223,8 @@ class Server {
     if (!accepting_) tick_later();
   }
 
-  // The descriptor is kept until the batch is done. If its number were free, accept
-  // could give it to someone new, and a later event of the batch would not be about them.
+  // The descriptor stays open until the batch is done. If its number were free, accept
+  // could give it to a new connection, which later events of the batch are not about.
   void close(Connection& connection, Interest was) {
     set_interest(connection.socket.get(), was, kNone);
     closed_.push_back(std::move(connection.socket));
@@ -235,7 +236,7 @@ class Server {
   Connection& slot(int fd) {
     const auto index = static_cast<std::size_t>(fd);
     if (index >= connections_.size()) {
-      closed_.reserve(2 * index);  // to close them all takes no more memory
+      closed_.reserve(2 * index);  // so that closing all allocates nothing
       connections_.resize(2 * index);
     }
     return connections_[index];
@@ -276,7 +277,7 @@ class Server {
   Pipe stop_ = make_pipe();
   Fd epoll_{::epoll_create1(EPOLL_CLOEXEC)};
   std::vector<Connection> connections_;  // by descriptor
-  std::vector<Fd> closed_;               // in this batch of events
+  std::vector<Fd> closed_;               // closed in this batch of events
   std::size_t open_ = 0;
   std::size_t refused_ = 0;
   bool accepting_ = true;
@@ -290,7 +291,7 @@ class Server {
 
 int main(int argc, char** argv) {
   Endpoint endpoint;
-  Options options("An echo server with one thread, which epoll tells what is ready.");
+  Options options("An echo server with one thread, on epoll.");
   options.add(endpoint);
   options.parse(argc, argv);
 

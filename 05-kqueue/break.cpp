@@ -1,4 +1,4 @@
-// ./tour break 05: the end that is not the end, edges, errors as events, silent clients.
+// ./tour break 05: EV_EOF before the last byte, edges, errors as events, silent clients.
 #include <sys/types.h>  // OpenBSD wants it first
 
 #include <fmt/core.h>
@@ -32,14 +32,14 @@ struct Watched {
     set_non_blocking(ours);
   }
 
-  // One change of the kqueue's list; returns what kevent does.
+  // Applies one change; returns what kevent returns.
   int change(int fd, short filter, unsigned short flags) const {
     struct kevent change {};
     EV_SET(&change, fd, filter, flags, 0, 0, nullptr);
     return ::kevent(queue.get(), &change, 1, nullptr, 0, nullptr);
   }
 
-  // The events that are there, as text: "READ, 10 bytes, EOF".
+  // The events that are reported now, as text: "READ, 10 bytes, EV_EOF".
   std::string events() const {
     std::array<struct kevent, 4> events;
     const timespec at_once{};

@@ -1,8 +1,8 @@
 // 05-kqueue: an echo server with one thread, on macOS and the BSDs.
 //
-// It is the server of 04. But what is to be watched is one filter for each direction,
-// and the changes are handed in by the call that waits; and signals and timers are
-// filters too, so that the self-pipe and the computed timeouts are gone.
+// It is the server of 04, but each direction has a filter of its own, and the call that
+// waits also passes the changes. Signals and timers are filters too, so the self-pipe
+// and the computed timeouts are gone.
 
 #include <sys/types.h>  // OpenBSD wants it first
 
@@ -33,18 +33,18 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 #ifdef __NetBSD__
-using Count = std::size_t;  // of changes and of events, as kevent takes it
+using Count = std::size_t;  // kevent's type for the lengths of both lists
 #else
 using Count = int;
 #endif
 
-constexpr std::size_t kTurn = 16 * 1024;          // bytes read before others have their turn
+constexpr std::size_t kTurn = 16 * 1024;          // bytes read in one turn of a connection
 constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
-constexpr milliseconds kTick{200};                // from one look at things to the next
+constexpr milliseconds kTick{200};                // from one tick to the next
 constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
 constexpr std::size_t kBatch = 128;               // events from one wait
 
-// What a connection waits for next. Neither: it is finished, close it.
+// What a connection waits for next. If neither, it is finished: close it.
 struct Interest {
   bool read = false;
   bool write = false;
@@ -54,10 +54,10 @@ constexpr Interest kNone{};
 constexpr Interest kRead{.read = true};
 
 struct Connection {
-  Fd socket;                   // empty: no connection has this number
+  Fd socket;                   // empty if no connection has this number
   std::string pending;         // read, and not yet written
-  bool peer_finished = false;  // it sends no more; it may well be reading
-  bool quiet = false;          // nothing has happened since the last tick
+  bool peer_finished = false;  // it sends no more, but may still read
+  bool quiet = false;          // no event since the last tick
 
   Interest interest() const {
     return {.read = !peer_finished && pending.size() < kPendingLimit, .write = !pending.empty()};
@@ -68,8 +68,8 @@ bool failed(const IoResult& result) {
   return result.status == Io::peer_gone || result.status == Io::out_of_resources;
 }
 
-// Writes what the socket takes now, and keeps the rest. Once something is pending,
-// everything goes behind it: order is all that an echo has.
+// Writes what the socket takes now, and keeps the rest. Once bytes are pending, new ones
+// are appended to them: an echo has to keep the order.
 Interest echo(Connection& connection, std::string_view data) {
   if (connection.pending.empty()) {
     const IoResult out = write_some(connection.socket, data);
@@ -80,9 +80,9 @@ Interest echo(Connection& connection, std::string_view data) {
   return connection.interest();
 }
 
-// One read, however much there is: a client that sends without end does not stop the others.
-// The end of what the peer sends is not the end of the connection; that comes when
-// there is nothing pending either.
+// Reads once, however much there is: a client that sends without end must not starve the
+// others. End of file means that the peer has finished sending. The connection has
+// finished when nothing is pending either.
 Interest on_readable(Connection& connection) {
   std::array<char, kTurn> buffer;
   const std::size_t room = kPendingLimit - connection.pending.size();
@@ -97,12 +97,12 @@ Interest on_writable(Connection& connection) {
   const IoResult out = write_some(connection.socket, connection.pending);
   if (failed(out)) return kNone;
   connection.pending.erase(0, out.size);
-  if (connection.pending.empty()) connection.pending.shrink_to_fit();  // the idle keep no buffer
+  if (connection.pending.empty()) connection.pending.shrink_to_fit();  // no buffer while idle
   return connection.interest();
 }
 
-// A signal's filter is told of it, and so is its handler: without one the default
-// action would end the program. What it notes counts only if there was no filter yet.
+// A signal reaches its filter and its handler. Without a handler the default action would
+// end the program. stop_asked matters only if the signal came before its filter existed.
 volatile std::sig_atomic_t stop_asked = 0;
 
 void on_signal(int) { stop_asked = 1; }
@@ -130,8 +130,8 @@ class Server {
   }
 
  private:
-  // What is to be watched from now on: there is a filter for what is wanted, and none
-  // for what is not. It takes effect with the next wait, before anything is reported.
+  // Sets what `fd` is watched for: it has a filter for each direction of interest, and no
+  // other. The next wait makes the change, before it reports any event.
   void set_interest(int fd, Interest was, Interest now) {
     if (was.read != now.read) change(fd, EVFILT_READ, now.read ? EV_ADD : EV_DELETE);
     if (was.write != now.write) change(fd, EVFILT_WRITE, now.write ? EV_ADD : EV_DELETE);
@@ -143,8 +143,8 @@ class Server {
     changes_.push_back(event);
   }
 
-  // Hands in the changes, waits until somebody is ready, and handles it. EV_EOF needs
-  // no look: there may be bytes before the end, and the read after the last one tells.
+  // Passes the changes, waits for events, and handles them. EV_EOF is ignored: there may
+  // be bytes before the end of file, and the read after the last byte returns 0.
   void wait() {
     std::array<struct kevent, kBatch> events;
     const timespec at_once{};
@@ -153,7 +153,7 @@ class Server {
                  static_cast<Count>(events.size()), closed_.empty() ? nullptr : &at_once);
     if (count < 0 && errno != EINTR)
       throw std::system_error(errno, std::system_category(), "kevent");
-    changes_.clear();  // they are made, even if a signal has ended the wait
+    changes_.clear();  // applied, even if a signal ended the wait
     closed_.clear();
     for (int i = 0; i < count; ++i) {
       const struct kevent& event = events[static_cast<std::size_t>(i)];
@@ -171,8 +171,8 @@ class Server {
     if (stopping_ && listener_) stop_listening();
   }
 
-  // A change that cannot be made comes back as an event, with the errno in its data.
-  // Without its filter a connection would wait for ever: it is closed.
+  // A change that failed comes back as an event, with the errno in its data. Without its
+  // filter the connection would wait for ever, so it is closed.
   void on_refused(const struct kevent& event) {
     const int fd = static_cast<int>(event.ident);
     Connection& connection = slot(fd);
@@ -182,7 +182,7 @@ class Server {
     close(connection, connection.interest());
   }
 
-  // The handlers say what they want, and here it is done.
+  // Calls the handlers, and applies the interest that they return.
   void handle(int fd, bool readable, bool writable) {
     if (fd == listener_.get()) return accept_ready();
     Connection& connection = slot(fd);
@@ -193,7 +193,7 @@ class Server {
       if (readable && now.read) now = on_readable(connection);
       if (writable && now.write) now = on_writable(connection);
     } catch (const std::bad_alloc&) {
-      now = kNone;  // no memory for its bytes: it cannot go on, the others can
+      now = kNone;  // no memory for this client's bytes: only its connection ends
     }
     connection.quiet = false;
     if (now == kNone) return close(connection, was);
@@ -201,7 +201,7 @@ class Server {
   }
 
   void accept_ready() {
-    while (changes_.size() < kBatch / 2) {  // each may come back as an event
+    while (changes_.size() < kBatch / 2) {  // each change may come back as an event
       Accepted next = accept_from(listener_, Mode::non_blocking);
       if (next.status == Io::would_block) return;
       if (next.status == Io::out_of_resources) return pause_accepting(next.error);
@@ -220,11 +220,12 @@ class Server {
     ++open_;
   }
 
-  // Without a descriptor there is nothing to accept with; yet the listener stays
-  // readable, and a loop that only tried again would spin. So it is not watched until
-  // a connection closes, or a tick: descriptors can be short in the whole system.
+  // Without a free descriptor accept fails, yet the listener stays readable: a loop that
+  // tried again at once would spin. So the listener is not watched until a connection
+  // closes, or until the next tick, as the whole system may be out of descriptors.
   void pause_accepting(int error) {
-    if (may_say_()) log_line("cannot accept: {}; those who are in are served", error_text(error));
+    if (may_say_())
+      log_line("cannot accept: {}; existing connections are served", error_text(error));
     if (accepting_) set_interest(listener_.get(), kRead, kNone);
     accepting_ = false;
   }
@@ -235,9 +236,9 @@ class Server {
     accepting_ = true;
   }
 
-  // The descriptor is kept until the next wait has taken its filters away. If its
-  // number were free, accept could give it to someone new, and neither a later event of
-  // the batch nor these changes are about them.
+  // The descriptor stays open until the next wait has deleted its filters. If its number
+  // were free, accept could give it to a new connection, which neither later events of
+  // the batch nor these changes are about.
   void close(Connection& connection, Interest was) {
     set_interest(connection.socket.get(), was, kNone);
     closed_.push_back(std::move(connection.socket));
@@ -249,8 +250,8 @@ class Server {
   Connection& slot(int fd) {
     const auto index = static_cast<std::size_t>(fd);
     if (index >= connections_.size()) {
-      closed_.reserve(2 * index);        // to close them all takes no more memory,
-      changes_.reserve(12 * index + 8);  // nor to change each as often as a batch can
+      closed_.reserve(2 * index);        // so that closing all allocates nothing,
+      changes_.reserve(12 * index + 8);  // nor changing each as often as a batch can
       connections_.resize(2 * index);
     }
     return connections_[index];
@@ -297,7 +298,7 @@ class Server {
   Fd kqueue_{::kqueue()};
   std::vector<struct kevent> changes_;   // for the next wait
   std::vector<Connection> connections_;  // by descriptor
-  std::vector<Fd> closed_;               // in this batch of events
+  std::vector<Fd> closed_;               // closed in this batch of events
   std::size_t open_ = 0;
   bool accepting_ = true;
   bool stopping_ = false;
@@ -309,7 +310,7 @@ class Server {
 
 int main(int argc, char** argv) {
   Endpoint endpoint;
-  Options options("An echo server with one thread, which kqueue tells what is ready.");
+  Options options("An echo server with one thread, on kqueue.");
   options.add(endpoint);
   options.parse(argc, argv);
 

@@ -1,4 +1,4 @@
-// ./tour break 06: one handler that blocks, and everybody waits.
+// ./tour break 06: one handler that blocks, and every client waits.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace {
 
 const Command kServer{.argv = {SERVER}, .environment = {}};
 
-// Clients that say "hello" at the same time, while one more asks for slow work or not.
+// A hundred clients send "hello" at the same time; one more may ask for slow work.
 void round(bool with_slow_request) {
   ServerProcess server(kServer.with({"--work", "300ms"}));
   std::vector<std::unique_ptr<Client>> quick;

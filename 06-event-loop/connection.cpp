@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr std::size_t kTurn = 16 * 1024;   // bytes read before others have their turn
+constexpr std::size_t kTurn = 16 * 1024;   // bytes read in one turn of a connection
 constexpr std::size_t kLimit = 64 * 1024;  // bytes kept for a client, in both directions
 
 bool failed(const IoResult& result) {
@@ -58,7 +58,7 @@ void Connection::write(std::string_view data) {
   if (data.empty()) return;
   try {
     output_ += data;
-  } catch (const std::bad_alloc&) {  // nothing may come behind what is missing
+  } catch (const std::bad_alloc&) {  // no byte may follow a gap
     return close();
   }
   loop_.apply_interest(*this);
@@ -93,7 +93,7 @@ void Connection::on_writable() {
   if (failed(out)) return close();
   if (out.size > 0) last_active_ = Clock::now();
   output_.erase(0, out.size);
-  if (output_.empty()) output_.shrink_to_fit();  // the idle keep no buffer
+  if (output_.empty()) output_.shrink_to_fit();  // no buffer while idle
 }
 
 // What the loop has not heard of, because a handler kept it, is not silence.

@@ -1,9 +1,9 @@
-// Connection: one client, as a handler sees it: bytes to read, and a way to answer.
+// Connection: a client as a handler sees it, with bytes to read and a way to answer.
 //
-// Everything here belongs to the loop's thread, and says so if another one calls. A
-// connection lives in the loop's table until it is closed, and as an object until the
-// batch of events in which that happened is done: a handler may close any connection,
-// its own too, and go on using it; it is only of no effect any more.
+// Everything here belongs to the loop's thread; a call by another thread ends the
+// program. A connection is in the loop's table until it is closed. The object stays until
+// the batch of events in which it was closed is done. So a handler may close any
+// connection, even its own, and go on using it: its calls then have no effect.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +17,8 @@
 
 class EventLoop;
 
-// Bytes that have come and that no handler has taken yet. A view that it returns is
-// valid until the handler returns. Each call gives at most what is there.
+// Bytes that have arrived and that no handler has taken yet. A view that it returns is
+// valid until the handler returns. Each call returns at most what is there.
 class Reader {
  public:
   std::size_t len() const { return data_.size() - taken_; }
@@ -29,10 +29,10 @@ class Reader {
  private:
   friend class Connection;
   void append(std::string_view data);
-  void forget_taken();  // when no view is in use; with nothing unread it keeps no buffer
+  void forget_taken();  // when no view is in use; no buffer while nothing is unread
 
   std::string data_;
-  std::size_t taken_ = 0;  // of data_, from its front
+  std::size_t taken_ = 0;  // bytes of data_, from its front
 };
 
 class Connection : public std::enable_shared_from_this<Connection> {
@@ -41,12 +41,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   Reader& reader();
 
-  // Sends it, or keeps what the socket does not take until it does. No more requests
-  // are read while 64 KiB or more are kept; so what is kept grows by what one call of its
-  // own handler writes, and by no more. (What others write to it is for them to bound.)
+  // Sends `data`, and keeps what the socket does not take yet. While 64 KiB or more are
+  // kept, no more requests are read. So its own handler adds at most what one call of it
+  // writes. (Handlers of other connections must limit what they write to this one.)
   void write(std::string_view data);
 
-  // At once: what was kept is dropped.
+  // Closes at once, and drops what was kept.
   void close();
 
  private:

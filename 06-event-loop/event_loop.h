@@ -3,10 +3,10 @@
 //   EventLoop loop{on_request};
 //   loop.serve(std::move(listener));
 //
-// `on_request` is called when bytes have come; it takes those that make a whole request
-// from conn.reader(), and leaves the others until more have come. If it leaves 64 KiB,
-// nothing can ever come behind them, and the connection is closed. If it throws, its
-// connection is closed, and no other. It must not block: everybody waits for it.
+// `on_request` is called when bytes have arrived. It takes whole requests from
+// conn.reader(), and leaves an incomplete one until more bytes arrive. If it leaves
+// 64 KiB, no more can be read, and the connection is closed. If it throws, its connection
+// is closed, and no other. It must not block, because all clients wait for it.
 //
 // `post` and `stop` may be called by any thread; all else belongs to the thread that
 // made the loop.
@@ -38,21 +38,21 @@ class EventLoop {
   explicit EventLoop(OnRequest on_request,
                      std::chrono::milliseconds idle_timeout = std::chrono::milliseconds(0));
 
-  // Serves until stop. Throws std::system_error when it cannot wait any more: a bug.
+  // Serves until stop. Throws std::system_error if it cannot wait any more, which is a bug.
   void serve(Listener listener);
 
   // Ends serve: nobody new comes in, those with bytes on their way are served, and it
   // returns when all have gone, after 5 s at the latest. A signal handler may call it.
   void stop();
 
-  // Has the loop's thread run the task soon; or, by run_after, when the delay has passed.
-  // What a task throws, serve throws.
-  void post(Task task);
-  Timer run_after(std::chrono::milliseconds delay, Task task);
+  // The loop's thread runs the callback soon or, with run_after, when the delay has passed.
+  // If a callback throws, serve ends with that exception.
+  void post(Callback callback);
+  Timer run_after(std::chrono::milliseconds delay, Callback callback);
   void cancel(const Timer& timer);
 
-  // Ends the program, with a word, on any other thread: a program that gets this wrong has
-  // a data race, and that has no defined behaviour to go on with.
+  // Logs a line and ends the program if called on another thread: such a program has a data
+  // race, so its behaviour is undefined.
   void assert_in_loop_thread() const;
 
  private:
@@ -83,17 +83,17 @@ class EventLoop {
   Poller poller_;
   Timers timers_;
   std::vector<std::shared_ptr<Connection>> connections_;  // by descriptor
-  std::vector<std::shared_ptr<Connection>> closed_;       // in this batch of events
+  std::vector<std::shared_ptr<Connection>> closed_;       // closed in this batch of events
   std::size_t open_ = 0;
   std::size_t refused_ = 0;
 
-  Listener* listener_ = nullptr;  // of serve
+  Listener* listener_ = nullptr;  // the argument of serve
   bool accepting_ = false;
   OncePerSecond may_say_;
 
   Pipe wake_ = make_pipe();
-  std::mutex mutex_;  // of tasks_
-  std::vector<Task> tasks_;
+  std::mutex mutex_;  // guards posted_
+  std::vector<Callback> posted_;
   std::atomic<bool> stop_asked_ = false;
   bool stopping_ = false;
   Clock::time_point next_tick_ = kNever;

@@ -1,7 +1,7 @@
-// Poller: what the kernel watches for us, and the wait for what is ready.
+// Poller: tells the kernel what to watch, and waits for what is ready.
 //
-// It is what differed between 04 and 05, and nothing else. CMake takes one of its two
-// source files, poller_epoll.cpp or poller_kqueue.cpp; no other file knows which.
+// It is all that differed between 04 and 05. CMake takes one of its two source files,
+// poller_epoll.cpp or poller_kqueue.cpp; no other file knows which.
 #pragma once
 
 #include <array>
@@ -21,7 +21,7 @@ struct Interest {
 inline constexpr Interest kNone{};
 inline constexpr Interest kRead{.read = true};
 
-// A descriptor that need not be waited for. For epoll an error counts as both.
+// A descriptor that is ready. With epoll an error counts as readable and writable.
 struct Ready {
   int fd;
   bool readable;
@@ -32,14 +32,14 @@ class Poller {
  public:
   Poller();  // throws StartupError
 
-  // What `fd` is watched for from now on; `was` is what this was called with before,
-  // or kNone. False: the kernel has no room for one more. Take a descriptor off
-  // (kNone) before you close it. Throws std::system_error: a bug.
+  // Sets what `fd` is watched for; `was` is what the last call set, or kNone. Returns false
+  // if the kernel has no room for one more. Set kNone before you close a descriptor. Throws
+  // std::system_error, which is a bug.
   bool set_interest(int fd, Interest was, Interest now);
 
-  // Waits until a descriptor is ready, or `limit` has passed (without one: for ever), or a
-  // signal came. Level-triggered: what is not served is reported again. What it returns
-  // is valid until the next wait. Source: epoll_wait(2), kevent(2).
+  // Waits until a descriptor is ready, `limit` has passed (without one: for ever), or a
+  // signal came. Level-triggered: what is not served is reported again. The result is valid
+  // until the next wait. Source: epoll_wait(2), kevent(2).
   std::span<const Ready> wait(std::optional<std::chrono::milliseconds> limit);
 
  private:

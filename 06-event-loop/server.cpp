@@ -1,7 +1,7 @@
 // 06-event-loop: an echo server that does not know how it waits.
 //
-// The loop of 04 and 05 has become a library, and what is left of the server is what it
-// does with a request. This is the article's API, in C++:
+// The loop of 04 and 05 has become a library. What is left of the server is its handler
+// for requests. This is the article's API, in C++:
 //
 //   eventLoop, _ := netpoll.NewEventLoop(onRequest)     EventLoop loop{on_request};
 //   eventLoop.Serve(listener)                           loop.serve(std::move(listener));
@@ -40,8 +40,8 @@ int main(int argc, char** argv) {
   std::chrono::milliseconds work{0};
   Options options("An echo server on an event loop: one thread, and a handler for requests.");
   options.add(endpoint);
-  options.add("idle-timeout", idle_timeout, "closes clients that are silent for so long");
-  options.add("work", work, "what a request that begins with # takes, blocking");
+  options.add("idle-timeout", idle_timeout, "closes clients that are silent for that long");
+  options.add("work", work, "how long a request that begins with # blocks");
   options.parse(argc, argv);
 
   const auto on_request = [work](Connection& conn) {

@@ -1,4 +1,4 @@
-// Timers: what is due when, the earliest first. One thread uses it.
+// Timers: callbacks in the order in which they are due. For one thread.
 #pragma once
 
 #include <chrono>
@@ -9,27 +9,27 @@
 #include <utility>
 
 using Clock = std::chrono::steady_clock;
-using Task = std::function<void()>;
+using Callback = std::function<void()>;
 constexpr Clock::time_point kNever = Clock::time_point::max();
 
-// Names one timer, to cancel it: when it is due, and a number, because two can be due
-// at once. The default one is nobody's.
+// Identifies a timer, to cancel it: when it is due, and a number, because two can be due
+// at the same time. The default value identifies none.
 using Timer = std::pair<Clock::time_point, std::uint64_t>;
 
 class Timers {
  public:
-  Timer add(Clock::time_point when, Task task);
-  // It will not run. One that has run, or was cancelled, is none any more: nothing happens.
-  void cancel(const Timer& timer) { tasks_.erase(timer); }
+  Timer add(Clock::time_point when, Callback callback);
+  // Does nothing if the timer has run, or was cancelled before.
+  void cancel(const Timer& timer) { callbacks_.erase(timer); }
 
-  // How long until the next is due, or `latest` has come, in whole milliseconds, rounded
-  // up, an hour at most; 0: one is due now; nothing: there is none.
+  // Returns the time until the next timer is due, or until `latest`, in whole milliseconds,
+  // rounded up, at most an hour. 0 if that time has come; nullopt if there is none.
   std::optional<std::chrono::milliseconds> until_next(Clock::time_point latest = kNever) const;
 
-  // Runs those that are due now. Each may add and cancel others.
+  // Runs the timers that are due now. Each may add and cancel others.
   void run_due();
 
  private:
-  std::map<Timer, Task> tasks_;
+  std::map<Timer, Callback> callbacks_;
   std::uint64_t last_number_ = 0;
 };

@@ -1,5 +1,5 @@
-// ./tour break 07: as many slow requests as workers, then one more; and what it costs to
-// hand work over.
+// ./tour break 07: as many slow requests as workers, then more; and what it costs to hand
+// work over.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -27,7 +27,7 @@ std::vector<std::unique_ptr<Client>> connected(const ServerProcess& server, int 
   return clients;
 }
 
-// Of `slow` requests, sent at the same time to two workers, and of a quick one after them.
+// Sends `slow` requests to two workers at the same time, and then a quick one.
 void one_more(int slow) {
   ServerProcess server(kServer.with({"--work", "300ms", "--workers", "2"}));
   const auto clients = connected(server, slow);
@@ -50,7 +50,7 @@ void one_more(int slow) {
 
 struct Cost {
   double cpu;      // microseconds a message, of the server
-  double elapsed;  // likewise, by the clock
+  double elapsed;  // microseconds a message, by the clock
 };
 
 // 100 clients send a message each, at the same time, 200 times.

@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr std::size_t kTurn = 16 * 1024;   // bytes read before others have their turn
+constexpr std::size_t kTurn = 16 * 1024;   // bytes read in one turn of a connection
 constexpr std::size_t kLimit = 64 * 1024;  // bytes kept for a client, in both directions
 
 bool failed(const IoResult& result) {
@@ -59,7 +59,7 @@ void Connection::write(std::string_view data) {
   if (data.empty()) return;
   try {
     output_ += data;
-  } catch (const std::bad_alloc&) {  // nothing may come behind what is missing
+  } catch (const std::bad_alloc&) {  // no byte may follow a gap
     return close();
   }
   loop_.apply_interest(*this);
@@ -103,7 +103,7 @@ void Connection::on_writable() {
   if (failed(out)) return close();
   if (out.size > 0) last_active_ = Clock::now();
   output_.erase(0, out.size);
-  if (output_.empty()) output_.shrink_to_fit();  // the idle keep no buffer
+  if (output_.empty()) output_.shrink_to_fit();  // no buffer while idle
   next_request();
 }
 
@@ -115,8 +115,8 @@ void Connection::on_result() {
   next_request();
 }
 
-// What the handler left unread when it had a job done is the next request, as soon as the
-// reply to this one has gone. (Or earlier, if more comes.)
+// Bytes that the handler left when it offloaded a job are the next request. It is called
+// for them when the reply has gone, or earlier if more bytes arrive.
 void Connection::next_request() {
   if (!closed_ && !waiting_ && output_.empty() && input_.len() > 0) request();
 }

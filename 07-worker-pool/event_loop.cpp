@@ -16,8 +16,8 @@ using std::chrono::milliseconds;
 
 namespace {
 
-constexpr std::size_t kAccepts = 64;  // before others have their turn
-constexpr milliseconds kTick{200};    // from one look at things to the next
+constexpr std::size_t kAccepts = 64;  // connections accepted in one turn
+constexpr milliseconds kTick{200};    // from one tick to the next
 constexpr milliseconds kGrace{5000};  // from a stop to the end, at most
 
 }  // namespace
@@ -41,8 +41,8 @@ void EventLoop::serve(Listener listener) {
   listener_ = nullptr;
 }
 
-// One turn of the loop. Timers come last: a client that was silent for too long may
-// have spoken meanwhile, and that is known now.
+// One turn of the loop. Timers come last: a client whose idle timer is due may have sent
+// something meanwhile, and that is known now.
 void EventLoop::turn() {
   for (const Ready& ready : poller_.wait(timers_.until_next(next_tick_))) handle(ready);
   timers_.run_due();
@@ -60,8 +60,7 @@ void EventLoop::handle(const Ready& ready) {
   if (ready.writable && connection.interest().write) run(connection, &Connection::on_writable);
 }
 
-// What is thrown on the way, by a handler or for want of memory, ends this connection
-// and no other.
+// An exception, from a handler or for lack of memory, ends this connection and no other.
 void EventLoop::run(Connection& connection, void (Connection::*step)()) {
   if (connection.closed_) return;
   try {
@@ -76,8 +75,8 @@ void EventLoop::run(Connection& connection, void (Connection::*step)()) {
   }
 }
 
-// A connection knows what it wants; the poller is told when that has changed. Nothing:
-// it is finished, unless its job is not.
+// Tells the poller when a connection's interest has changed. A connection that is
+// interested in nothing is finished, unless its job is not.
 void EventLoop::apply_interest(Connection& connection) {
   if (connection.closed_) return;
   const Interest now = connection.interest();
@@ -88,8 +87,8 @@ void EventLoop::apply_interest(Connection& connection) {
   connection.watched_ = now;
 }
 
-// The descriptor, and the object, are kept until the batch is done: the number would
-// be given to someone new, and the caller may go on with the object.
+// Keeps the descriptor and the object until the batch is done: the number could be given
+// to a new connection, and the caller may go on using the object.
 void EventLoop::close(Connection& connection) {
   if (std::exchange(connection.closed_, true)) return;
   const int fd = connection.socket_.get();
@@ -103,16 +102,16 @@ void EventLoop::close(Connection& connection) {
 std::shared_ptr<Connection>& EventLoop::slot(int fd) {
   const auto index = static_cast<std::size_t>(fd);
   if (index >= connections_.size()) {
-    closed_.reserve(2 * index);  // to close them all takes no more memory
+    closed_.reserve(2 * index);  // so that closing all allocates nothing
     connections_.resize(2 * index);
   }
   return connections_[index];
 }
 
-// Every connection that has a job stands in line, and is let in as long as there is room:
-// for one job a worker, and as many more as the queue is long. With a job in the line it is
-// not read from: what its client sends next waits in the kernel, and when that is full too,
-// in the client's own program. So the bound reaches the client.
+// Every connection that has a job joins the line, and is let in when there is room: one
+// job for each worker, and as many more as the queue is long. Meanwhile it is not read
+// from. What its client sends next waits in the kernel, and when that is full too, in the
+// client's own program. So the limit reaches the client.
 void EventLoop::queue_up(Connection& connection) {
   line_.push_back(connection.weak_from_this());
   connection.waiting_ = true;
@@ -128,20 +127,20 @@ void EventLoop::let_in() {
   }
 }
 
-// A job takes no reference to its connection along, as that may be closed before the job is
-// done: it takes a weak one, that only the loop's thread looks at.
+// A job has only a weak reference to its connection, which may be closed before the job is
+// done. Only the loop's thread uses that reference.
 struct EventLoop::Work {
   std::weak_ptr<Connection> connection;
   Connection::Job job;
   std::optional<std::string> result;
 };
 
-// The job's way back is made now: once the job is done there may be no memory for it.
+// The callback with the result is allocated now: when the job is done there may be no memory.
 void EventLoop::start_job(Connection& connection) {
   auto work = std::make_shared<Work>();
   work->connection = connection.weak_from_this();
   work->job = std::exchange(connection.job_, nullptr);
-  std::list<Task> back;
+  std::list<Callback> back;
   back.emplace_back([this, work] { finish_job(*work); });
   auto there = [this, work = std::move(work), back = std::move(back)]() mutable {
     try {
@@ -157,8 +156,8 @@ void EventLoop::start_job(Connection& connection) {
   if (workers_.try_submit(std::move(there))) ++unfinished_jobs_;
 }
 
-// A job is finished here, and not when its worker has put it down: that may be after the
-// reply has gone, and the loop with it.
+// A job counts as finished here, and not when its worker has returned from it: that may be
+// after the reply has gone, and after the loop has ended.
 void EventLoop::finish_job(Work& work) {
   --unfinished_jobs_;
   let_in();
@@ -187,7 +186,7 @@ void EventLoop::accept_ready(std::size_t most) {
   }
 }
 
-// False: it cannot be served, and is closed.
+// Returns false if the connection cannot be watched; it is then closed.
 bool EventLoop::admit(Fd socket) {
   const int fd = socket.get();
   auto connection = std::make_shared<Connection>(*this, std::move(socket));
@@ -204,11 +203,11 @@ bool EventLoop::admit(Fd socket) {
   return true;
 }
 
-// Without a descriptor there is nothing to accept with; yet the listener stays
-// readable, and a loop that only tried again would spin. So it is not watched until
-// a connection closes, or a tick: descriptors can be short in the whole system.
+// Without a free descriptor accept fails, yet the listener stays readable: a loop that
+// tried again at once would spin. So the listener is not watched until a connection
+// closes, or until the next tick, as the whole system may be out of descriptors.
 void EventLoop::pause_accepting(int error) {
-  if (may_say_()) log_line("cannot accept: {}; those who are in are served", error_text(error));
+  if (may_say_()) log_line("cannot accept: {}; existing connections are served", error_text(error));
   tick_later();
   poller_.set_interest(listener_->socket().get(), kRead, kNone);
   accepting_ = false;
@@ -220,8 +219,8 @@ void EventLoop::resume_accepting() {
   if (!accepting_) tick_later();
 }
 
-// Every byte puts off the end, so the timer is not set anew for each: it finds out, when
-// it is due, from when it should have counted.
+// Every byte moves the deadline, but the timer is not set again for each byte. When the
+// timer is due, on_idle_timer works out whether the deadline has really passed.
 void EventLoop::watch_idle(Connection& connection) {
   if (idle_timeout_ == milliseconds(0)) return;
   connection.idle_timer_ =
@@ -229,16 +228,16 @@ void EventLoop::watch_idle(Connection& connection) {
                   [this, &connection] { run(connection, &Connection::on_idle_timer); });
 }
 
-void EventLoop::post(Task task) {
-  std::list<Task> one;
-  one.push_back(std::move(task));
+void EventLoop::post(Callback callback) {
+  std::list<Callback> one;
+  one.push_back(std::move(callback));
   post(one);
 }
 
-void EventLoop::post(std::list<Task>& one) {
+void EventLoop::post(std::list<Callback>& one) {
   const std::lock_guard lock(mutex_);
-  tasks_.splice(tasks_.end(), one);
-  if (tasks_.size() == 1) wake();
+  posted_.splice(posted_.end(), one);
+  if (posted_.size() == 1) wake();
 }
 
 void EventLoop::stop() {
@@ -248,32 +247,32 @@ void EventLoop::stop() {
   errno = error;
 }
 
-// A byte in the pipe makes its other end readable, and ends the wait. If the pipe is
-// full (EAGAIN), it is readable already. Whatever else fails is tried again: nobody would
-// make up for a wake-up that is lost.
+// A byte in the pipe makes its other end readable, which ends the wait. If the pipe is
+// full (EAGAIN), it is readable already. After any other error the write is tried again,
+// because no later event would replace a lost wake-up.
 void EventLoop::wake() {
   while (::write(wake_.write_end.get(), "!", 1) < 0 && errno != EAGAIN) {
   }
 }
 
-// The pipe is emptied first: what is posted after that writes a new byte. The tasks run
-// unlocked, for they may post others.
+// The pipe is emptied first, so that a later post writes a new byte. The callbacks run
+// unlocked, because they may post others.
 void EventLoop::woken() {
   std::array<char, 64> bytes;
   while (read_some(wake_.read_end, bytes).status == Io::ok) {
   }
   if (stop_asked_ && !stopping_) begin_stop();
-  std::list<Task> tasks;
+  std::list<Callback> callbacks;
   {
     const std::lock_guard lock(mutex_);
-    tasks.swap(tasks_);
+    callbacks.swap(posted_);
   }
-  for (const Task& task : tasks) task();
+  for (const Callback& callback : callbacks) callback();
 }
 
-Timer EventLoop::run_after(milliseconds delay, Task task) {
+Timer EventLoop::run_after(milliseconds delay, Callback callback) {
   assert_in_loop_thread();
-  return timers_.add(Clock::now() + delay, std::move(task));
+  return timers_.add(Clock::now() + delay, std::move(callback));
 }
 
 void EventLoop::cancel(const Timer& timer) {

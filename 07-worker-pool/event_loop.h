@@ -3,11 +3,11 @@
 //   EventLoop loop{on_request};
 //   loop.serve(std::move(listener));
 //
-// `on_request` is called when bytes have come, or when a reply has gone that had to wait,
-// for a job or for room, and something was left in the reader; it takes those that make a
-// whole request from conn.reader(), and leaves the others until more have come. If it leaves
-// 64 KiB, nothing can ever come behind them, and the connection is closed. If it throws, its
-// connection is closed, and no other. It must not block: what would is for conn.offload.
+// `on_request` is called when bytes have arrived. If bytes are left in the reader, it is
+// also called when a reply that had to wait, for a job or for room, has gone. It takes whole
+// requests from conn.reader(), and leaves an incomplete one until more bytes arrive. If it
+// leaves 64 KiB, no more can be read, and the connection is closed. If it throws, its
+// connection is closed, and no other. It must not block: conn.offload is for work that does.
 //
 // `post` and `stop` may be called by any thread; all else belongs to the thread that
 // made the loop.
@@ -44,7 +44,7 @@ class EventLoop {
   EventLoop(OnRequest on_request, std::chrono::milliseconds idle_timeout, std::size_t workers,
             std::size_t queue);
 
-  // Serves until stop. Throws std::system_error when it cannot wait any more: a bug.
+  // Serves until stop. Throws std::system_error if it cannot wait any more, which is a bug.
   void serve(Listener listener);
 
   // Ends serve: nobody new comes in, those with bytes on their way are served, and it
@@ -53,18 +53,18 @@ class EventLoop {
   // their connection is closed.)
   void stop();
 
-  // Jobs in the pool that are left after serve, as they took too long. The loop's destructor
-  // drops those that wait, and waits for those that are being done.
+  // The number of jobs left in the pool after serve, because they took too long. The loop's
+  // destructor drops the jobs that wait, and waits for the jobs that run.
   std::size_t unfinished_jobs() const;
 
-  // Has the loop's thread run the task soon; or, by run_after, when the delay has passed.
-  // What a task throws, serve throws.
-  void post(Task task);
-  Timer run_after(std::chrono::milliseconds delay, Task task);
+  // The loop's thread runs the callback soon or, with run_after, when the delay has passed.
+  // If a callback throws, serve ends with that exception.
+  void post(Callback callback);
+  Timer run_after(std::chrono::milliseconds delay, Callback callback);
   void cancel(const Timer& timer);
 
-  // Ends the program, with a word, on any other thread: a program that gets this wrong has
-  // a data race, and that has no defined behaviour to go on with.
+  // Logs a line and ends the program if called on another thread: such a program has a data
+  // race, so its behaviour is undefined.
   void assert_in_loop_thread() const;
 
  private:
@@ -89,7 +89,7 @@ class EventLoop {
   void resume_accepting();
   void watch_idle(Connection& connection);
 
-  void post(std::list<Task>& one);  // takes it out, without memory
+  void post(std::list<Callback>& one);  // moves it out, and allocates nothing
   void wake();
   void woken();
   void begin_stop();
@@ -102,25 +102,25 @@ class EventLoop {
   Poller poller_;
   Timers timers_;
   std::vector<std::shared_ptr<Connection>> connections_;  // by descriptor
-  std::vector<std::shared_ptr<Connection>> closed_;       // in this batch of events
+  std::vector<std::shared_ptr<Connection>> closed_;       // closed in this batch of events
   std::size_t open_ = 0;
   std::size_t refused_ = 0;
 
-  Listener* listener_ = nullptr;  // of serve
+  Listener* listener_ = nullptr;  // the argument of serve
   bool accepting_ = false;
   OncePerSecond may_say_;
 
   Pipe wake_ = make_pipe();
-  std::mutex mutex_;  // of tasks_
-  std::list<Task> tasks_;
+  std::mutex mutex_;  // guards posted_
+  std::list<Callback> posted_;
   std::atomic<bool> stop_asked_ = false;
   bool stopping_ = false;
   Clock::time_point next_tick_ = kNever;
   Clock::time_point grace_ends_;
   Clock::time_point last_tick_;
 
-  std::deque<std::weak_ptr<Connection>> line_;  // whose job is not yet in the queue
-  std::size_t unfinished_jobs_ = 0;             // in the queue, at work, or on their way back
-  const std::size_t most_jobs_;  // of them; before a worker has looked all may be in the queue
-  WorkerPool workers_;           // the last member, so the first to go: its threads use the others
+  std::deque<std::weak_ptr<Connection>> line_;  // their jobs are not yet queued
+  std::size_t unfinished_jobs_ = 0;             // queued, running, or on their way back
+  const std::size_t most_jobs_;  // limit of unfinished_jobs_; at first, all may be queued
+  WorkerPool workers_;           // last member, so destroyed first: its threads use the others
 };

@@ -1,4 +1,4 @@
-// The loop from inside: tasks, timers, and handlers that misbehave.
+// The loop from inside: callbacks, timers, and handlers that misbehave.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -69,11 +69,11 @@ TEST_CASE("what another thread posts runs on the loop's thread without delay") {
   });
 }
 
-TEST_CASE("no task is lost and each thread's tasks run in their order") {
+TEST_CASE("no callback is lost and each thread's callbacks run in their order") {
   holds([] {
     LoopUnderTest server(echo);
     constexpr int kThreads = 4;
-    constexpr int kTasks = 5000;
+    constexpr int kCallbacks = 5000;
     std::array<std::atomic<int>, kThreads> next{};
     bool in_order = true;
     std::vector<std::thread> threads;
@@ -82,7 +82,7 @@ TEST_CASE("no task is lost and each thread's tasks run in their order") {
       // other threads post while it wakes.
       threads.emplace_back([&, t] {
         const auto give_up = Clock::now() + patience;
-        for (int i = 0; i < kTasks && Clock::now() < give_up; ++i) {
+        for (int i = 0; i < kCallbacks && Clock::now() < give_up; ++i) {
           server.loop().post([&, t, i] { in_order = (next[t]++ == i) && in_order; });
           while (i % 2 == 1 && next[t] <= i && Clock::now() < give_up) std::this_thread::yield();
         }
@@ -91,11 +91,11 @@ TEST_CASE("no task is lost and each thread's tasks run in their order") {
     for (std::thread& thread : threads) thread.join();
     server.run([] {});
     CHECK(in_order);
-    CHECK(std::count(next.begin(), next.end(), kTasks) == kThreads);
+    CHECK(std::count(next.begin(), next.end(), kCallbacks) == kThreads);
   });
 }
 
-TEST_CASE("a task may post another") {
+TEST_CASE("a callback may post another") {
   holds([] {
     LoopUnderTest server(echo);
     std::promise<void> done;
@@ -179,7 +179,7 @@ TEST_CASE("a cancelled timer does not run") {
 
 TEST_CASE("a timer that is always due again does not keep the loop to itself") {
   holds([] {
-    Task again;
+    Callback again;
     std::atomic<bool> stop = false;
     LoopUnderTest server(echo);
     again = [&] {

@@ -37,11 +37,11 @@ class LoopUnderTest {
   EventLoop& loop() { return *loop_; }
   std::thread::id thread() const { return thread_.get_id(); }
 
-  // Runs `task` on the loop's thread, and waits until it has.
-  void run(const Task& task) {
+  // Runs `callback` on the loop's thread, and waits until it has.
+  void run(const Callback& callback) {
     std::promise<void> done;
     loop_->post([&] {
-      task();
+      callback();
       done.set_value();
     });
     if (done.get_future().wait_for(patience) != std::future_status::ready)

@@ -11,7 +11,7 @@
 
 namespace {
 
-// One filter for one direction is added or deleted. False: there is no room for it.
+// Adds or deletes the filter of one direction. Returns false if there is no room for it.
 bool change(const Fd& kqueue, int fd, short filter, bool wanted) {
   struct kevent event {};
   EV_SET(&event, static_cast<std::uintptr_t>(fd), filter, wanted ? EV_ADD : EV_DELETE, 0, 0,
@@ -29,9 +29,9 @@ Poller::Poller() : fd_(::kqueue()) {
   if (!fd_) throw StartupError(fmt::format("no kqueue: {}", error_text(errno)));
 }
 
-// 05 handed its changes in with the next wait. Here each is made at once, as epoll does
-// it: a loop that is told "no room" later, by an event, would be harder to explain than
-// a system call is expensive when interest changes, which it rarely does.
+// 05 passed its changes with the next wait. Here each is made at once, as with epoll. That
+// costs a system call when interest changes, which is rare. A failure that the loop learns
+// of later, by an event, would be harder to explain.
 bool Poller::set_interest(int fd, Interest was, Interest now) {
   return (was.read == now.read || change(fd_, fd, EVFILT_READ, now.read)) &&
          (was.write == now.write || change(fd_, fd, EVFILT_WRITE, now.write));

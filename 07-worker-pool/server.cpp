@@ -1,7 +1,7 @@
 // 07-worker-pool: an echo server whose loop never blocks.
 //
-// It is the server of 06. But a request that takes long is done by a worker, another
-// thread, and only its result comes back to the loop.
+// It is the server of 06, but a slow request is done by a worker, another thread, and only
+// its result comes back to the loop.
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -42,12 +42,12 @@ int main(int argc, char** argv) {
   std::chrono::milliseconds work{0};
   std::size_t workers = std::max(1u, std::thread::hardware_concurrency());
   std::size_t queue = 64;
-  Options options("An echo server on an event loop, with workers for what takes long.");
+  Options options("An echo server on an event loop, with workers for slow requests.");
   options.add(endpoint);
-  options.add("idle-timeout", idle_timeout, "closes clients that are silent for so long");
-  options.add("work", work, "what a request that begins with # takes, blocking");
-  options.add("workers", workers, "threads that do such work", kMostThreads);
-  options.add("queue", queue, "requests that wait for a worker, at most");
+  options.add("idle-timeout", idle_timeout, "closes clients that are silent for that long");
+  options.add("work", work, "how long a request that begins with # blocks");
+  options.add("workers", workers, "threads that do slow requests", kMostThreads);
+  options.add("queue", queue, "most requests that may wait for a worker");
   options.parse(argc, argv);
 
   const auto reply = [](Connection& conn, std::string_view result) { conn.write(result); };

@@ -9,7 +9,7 @@ WorkerPool::WorkerPool(std::size_t workers, std::size_t queue) : queue_(queue) {
   try {
     for (std::size_t i = 0; i < workers; ++i) threads_.emplace_back([this] { work(); });
   } catch (const std::exception& error) {
-    stop();  // those that were started
+    stop();  // joins the threads that did start
     throw StartupError(fmt::format("cannot start {} workers: {}", workers, error.what()));
   }
 }
@@ -26,7 +26,7 @@ bool WorkerPool::try_submit(Job job) {
   return true;
 }
 
-// What every worker does. The lock is held to take a job, never while one is done.
+// What every worker runs. The lock is held to take a job, never while a job runs.
 void WorkerPool::work() {
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -37,7 +37,7 @@ void WorkerPool::work() {
       jobs_.pop_front();
       lock.unlock();
       job();
-    }  // what the job held is given back here, unlocked too
+    }  // what the job held is freed here, unlocked too
     lock.lock();
   }
 }

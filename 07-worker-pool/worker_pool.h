@@ -1,8 +1,7 @@
-// WorkerPool: threads that do what may block, and a queue in front of them.
+// WorkerPool: threads for jobs that may block, and a queue in front of them.
 //
-// Both are bounded, and that is the point: a queue without a bound answers an overload
-// by growing until the memory is gone, and meanwhile every job waits longer than its
-// client does.
+// Both are bounded, and that is the point. Under overload a queue without a bound grows
+// until the memory is gone, and meanwhile every job waits longer than its client does.
 #pragma once
 
 #include <condition_variable>
@@ -17,15 +16,15 @@ class WorkerPool {
  public:
   using Job = std::function<void()>;  // must not throw
 
-  // `workers` threads, and at most `queue` jobs that wait for one. Throws
-  // StartupError when there cannot be so many threads.
+  // Starts `workers` threads; at most `queue` jobs wait for one. Throws StartupError if
+  // the threads cannot be created.
   WorkerPool(std::size_t workers, std::size_t queue);
-  // Drops the jobs that wait, waits for those that run, and joins every thread.
+  // Drops the jobs that wait, waits for the jobs that run, and joins every thread.
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 
-  // False: the queue is full, and the job is not taken.
+  // Returns false if the queue is full; the job is then not taken.
   bool try_submit(Job job);
 
  private:
@@ -33,9 +32,9 @@ class WorkerPool {
   void stop();
 
   const std::size_t queue_;
-  std::mutex mutex_;                 // of all that follows
-  std::condition_variable changed_;  // a job has come, or the end
+  std::mutex mutex_;                 // guards jobs_ and stopping_
+  std::condition_variable changed_;  // a job was added, or the pool stops
   std::deque<Job> jobs_;
   bool stopping_ = false;
-  std::vector<std::thread> threads_;  // the constructor's and the destructor's
+  std::vector<std::thread> threads_;  // for the constructor and the destructor
 };
