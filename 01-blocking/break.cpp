@@ -1,4 +1,4 @@
-// ./tour break 01: two clients, and one server that has time for one.
+// ./tour break 01: two clients, and a server that serves one at a time.
 #include <fmt/core.h>
 
 #include <string>

@@ -1,9 +1,8 @@
 // 01-blocking: an echo server that serves one client at a time.
 //
-// accept, then read and write until the client has finished, then accept again.
-// The program is always in one of these three calls, and each of them waits for
-// as long as it takes: that is all there is to understand, and it is also what is
-// wrong with it.
+// accept, then read and write until the client has finished, then accept again. The
+// program is always in one of these three calls, and each sleeps as long as it takes.
+// That is all there is to understand, and it is also what is wrong with it.
 
 #include <array>
 #include <chrono>
@@ -17,8 +16,8 @@
 
 namespace {
 
-// Writes all of `data`. One write may take less, if a signal stops it half-way.
-// False: the client is gone, and what is left has nowhere to go.
+// Writes all of `data`. One write may take less, if a signal interrupts it.
+// Returns false if the client is gone.
 bool write_all(const Fd& connection, std::string_view data) {
   while (!data.empty()) {
     const IoResult out = write_some(connection, data);
@@ -29,7 +28,7 @@ bool write_all(const Fd& connection, std::string_view data) {
 }
 
 // Echoes until the client has finished sending (Io::end) or is gone. At the end
-// nothing is pending: what was read has been written before the next read.
+// nothing is pending, because each read is written back before the next.
 void echo(const Fd& connection) {
   std::array<char, 16 * 1024> buffer;
   for (;;) {
@@ -39,9 +38,9 @@ void echo(const Fd& connection) {
   }
 }
 
-// Without a descriptor to accept with, the connection stays in the backlog. No
-// one is being served whose leaving could free one, so all there is to do is to
-// look again later, and not at once: that would be a busy loop.
+// Without a free descriptor the connection stays in the backlog. No client is being
+// served that could free one by leaving, so the server can only try again later.
+// To try at once would be a busy loop.
 void wait_for_resources(int error) {
   log_line("cannot accept: {}; trying again in 1 s", error_text(error));
   std::this_thread::sleep_for(std::chrono::seconds(1));
@@ -51,7 +50,7 @@ void serve(const Fd& listener) {
   for (;;) {
     const Accepted next = accept_from(listener);
     if (next.status == Io::ok) {
-      echo(next.connection);  // which is closed when `next` goes
+      echo(next.connection);  // closed when `next` goes out of scope
     } else {
       wait_for_resources(next.error);
     }

@@ -12,7 +12,7 @@
 
 namespace {
 
-// All threads' kernel stacks on this machine, in bytes; 0 without /proc.
+// The kernel stacks of all threads on this machine, in bytes; 0 without /proc.
 std::size_t kernel_stacks() {
   std::ifstream meminfo("/proc/meminfo");
   std::string key;
@@ -57,8 +57,8 @@ void measure(std::size_t clients) {
 
 int main() {
   fmt::print(
-      "What the clients of a server with a thread for each cost it (MiB, beyond the empty server;\n"
-      "per 64-byte message: how often a thread was switched, microseconds of CPU):\n\n");
+      "What clients cost a server that has a thread for each (MiB more than without clients;\n"
+      "per 64-byte message: context switches, microseconds of CPU):\n\n");
   fmt::print("{:>8}{:>9}{:>15}{:>15}{:>15}{:>15}{:>14}{:>14}\n", "clients", "threads",
              "address space", "resident", "kernel stacks", "page tables", "switches/msg",
              "CPU us/msg");

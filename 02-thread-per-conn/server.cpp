@@ -1,8 +1,7 @@
 // 02-thread-per-conn: an echo server with a thread for each connection.
 //
-// The code that serves a client is that of 01, untouched. It still waits in read
-// and in write, but it has a thread of its own to wait with; the main thread does
-// nothing but accept.
+// The code that serves a client is that of 01, unchanged. It still sleeps in read and
+// in write, but in a thread of its own. The main thread only accepts.
 
 #include <algorithm>
 #include <array>
@@ -26,8 +25,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// Writes all of `data`. One write may take less, if a signal stops it half-way.
-// False: the client is gone, and what is left has nowhere to go.
+// Writes all of `data`. One write may take less, if a signal interrupts it.
+// Returns false if the client is gone.
 bool write_all(const Fd& connection, std::string_view data) {
   while (!data.empty()) {
     const IoResult out = write_some(connection, data);
@@ -38,7 +37,7 @@ bool write_all(const Fd& connection, std::string_view data) {
 }
 
 // Echoes until the client has finished sending (Io::end) or is gone. At the end
-// nothing is pending: what was read has been written before the next read.
+// nothing is pending, because each read is written back before the next.
 void echo(const Fd& connection) {
   std::array<char, 16 * 1024> buffer;
   for (;;) {
@@ -48,8 +47,8 @@ void echo(const Fd& connection) {
   }
 }
 
-// The connections that may be open at once. The main thread takes a place before it
-// accepts; the thread that served the connection gives it back as its last act.
+// Counts the connections that may still be opened, the free places. The main thread takes
+// a place before it accepts. The thread that served the connection gives it back at its end.
 class Places {
  public:
   explicit Places(std::size_t count) : free_(count) {}
@@ -72,12 +71,12 @@ class Places {
   std::size_t free_;
 };
 
-// What to do when the system is out of something: nothing, for 5 ms, and for twice
-// as long each time it still is, up to 1 s (as net/http/server.go does in Go).
+// Waits while descriptors, memory or threads are short: 5 ms, and twice as long after each
+// further failure, up to 1 s (as net/http/server.go does in Go).
 class Backoff {
  public:
   void wait(const char* what, int error) {
-    if (may_say_()) log_line("{}: {}; those who are in are served", what, error_text(error));
+    if (may_say_()) log_line("{}: {}; existing connections are served", what, error_text(error));
     std::this_thread::sleep_for(pause_);
     pause_ = std::min(2 * pause_, kLongest);
   }
@@ -91,20 +90,20 @@ class Backoff {
   OncePerSecond may_say_;
 };
 
-// Starts a thread that serves the connection, owns it, and gives the place back.
-// Returns 0, or the errno of pthread_create: the connection is then still ours.
+// Starts a thread that owns the connection, serves it, and gives the place back.
+// Returns 0, or the errno of pthread_create. The caller then still owns the connection.
 //
-// The thread is detached: nobody waits for its end, so nobody has to keep a list
-// of threads, and the system takes its stack back when it returns.
+// The thread is detached: the main thread does not wait for its end, so it keeps no list
+// of threads, and the system frees the stack when the thread returns.
 int start_thread(Fd& connection, const std::shared_ptr<Places>& places) {
   try {
     std::thread([fd = connection.get(), places] {
       Fd owned(fd);
       echo(owned);
-      owned.reset();  // closed before its place is free
+      owned.reset();  // before its place is free
       places->give_back();
     }).detach();
-    connection.release();  // not before: if there is no thread, it stays here
+    connection.release();  // only now: without a thread, the caller keeps it
     return 0;
   } catch (const std::system_error& error) {
     return error.code().value();

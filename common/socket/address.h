@@ -21,8 +21,8 @@ struct Address {
 // Throws StartupError when the name has no address. Source: getaddrinfo(3).
 Address resolve(const std::string& host, std::uint16_t port);
 
-// The address that the kernel bound the socket to; after a bind to port 0 this
-// is how one learns the port. Throws std::system_error. Source: getsockname(2).
+// The address that the kernel bound the socket to; after a bind to port 0 it
+// tells the port. Throws std::system_error. Source: getsockname(2).
 Address local_address(const Fd& socket);
 
 // "127.0.0.1:8080" or "[::1]:8080" (RFC 3986, section 3.2.2).

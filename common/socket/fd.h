@@ -1,8 +1,8 @@
 // Fd owns one file descriptor and closes it exactly once.
 //
-// Moving hands the descriptor over; an empty Fd holds -1. An error of close(2)
-// is of no use to an owner: on Linux, macOS and the BSDs the descriptor is gone
-// whatever close returns, and closing again could hit its next user.
+// Moving hands the descriptor over; an empty Fd holds -1. An error of close(2) is ignored:
+// on Linux, macOS and the BSDs the descriptor is free whatever close returns, and to close
+// it again could close another owner's descriptor.
 #pragma once
 
 #include <unistd.h>
@@ -28,7 +28,7 @@ class Fd {
   // Gives the descriptor away: the caller closes it.
   int release() { return std::exchange(fd_, -1); }
 
-  // Closes what is owned and owns `fd` instead.
+  // Closes the descriptor that it owns, and owns `fd` instead.
   void reset(int fd = -1) {
     if (fd_ >= 0) ::close(fd_);
     fd_ = fd;

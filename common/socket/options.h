@@ -18,7 +18,7 @@
 #include <utility>
 #include <vector>
 
-// Where a server listens; all of them have these two flags.
+// Where a server listens. Every server has these two flags.
 struct Endpoint {
   std::string host = "127.0.0.1";
   std::uint16_t port = 8080;  // 0: a free one, chosen by the kernel
@@ -38,12 +38,12 @@ class Options {
   void add(const char* name, std::chrono::milliseconds& value, const std::string& meaning);
 
   // Sets the variables from the command line. --help prints the usage and exits
-  // with 0; a flag or value that makes no sense prints why and the usage on
-  // stderr and exits with 2, as does an argument that belongs to no flag.
+  // with 0; a wrong flag or value prints the reason and the usage on stderr and
+  // exits with 2, as does an argument that belongs to no flag.
   void parse(int argc, char** argv) const;
 
-  // The same, but stops at the first argument that is no flag (or after "--")
-  // and returns it and all that follow: the command of another program.
+  // The same, but stops at the first argument that is not a flag (or after "--"), and
+  // returns it and all that follow: the command of another program.
   std::vector<std::string> parse_command(int argc, char** argv) const;
 
  private:
@@ -52,7 +52,7 @@ class Options {
     std::string placeholder;  // ADDRESS, N, TIME …; empty if it takes no value
     std::string meaning;      // with the default
     std::function<bool(const std::string&)> set;
-    std::string expects;  // said when set returns false
+    std::string expects;  // printed when set returns false
   };
 
   std::string usage(const char* program) const;
@@ -62,8 +62,8 @@ class Options {
   std::vector<Flag> flags_;
 };
 
-// "300ms", "30s", "5m", "1h"; nothing if the text is anything else, or not positive.
+// "300ms", "30s", "5m", "1h". Returns nullopt for any other text, and for 0.
 std::optional<std::chrono::milliseconds> parse_duration(std::string_view text);
 
-// The other way round, in the largest unit that is exact: 1500ms, 30s.
+// The inverse, in the largest unit that is exact: 1500ms, 30s.
 std::string to_text(std::chrono::milliseconds duration);

@@ -49,7 +49,7 @@ void announce(const Fd& listener) {
 void keep_standard_descriptors() {
   for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (::fcntl(fd, F_GETFD) >= 0) continue;
-    // Read-only on stdout: who expects a line there is told that it cannot be had.
+    // Read-only on stdout, so that announce fails: its line would reach no reader.
     const int flags = fd == STDOUT_FILENO ? O_RDONLY : O_RDWR;
     if (::open("/dev/null", flags) != fd) throw StartupError("cannot open /dev/null");
   }

@@ -1,4 +1,4 @@
-// What a server sets up once for the whole process, and how it says things.
+// What a server sets up once for the whole process, and how it logs.
 #pragma once
 
 #include <fmt/format.h>
@@ -13,13 +13,13 @@
 
 #include "common/socket/fd.h"
 
-// Why a server cannot start, as one line for its user.
+// Why a server cannot start, in one line for its user.
 struct StartupError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Puts /dev/null in the place of stdin, stdout or stderr if it is closed. Otherwise
-// the first sockets would get their numbers, and a client the server's log.
+// Opens /dev/null as stdin, stdout or stderr if that is closed. Otherwise a socket would
+// get the number, and its client would be sent the server's log.
 void keep_standard_descriptors();
 
 // Raises the soft limit on descriptors to the hard one and returns it. Shells
@@ -41,9 +41,9 @@ void announce(const Fd& listener);
 // libraries of Linux, macOS and the BSDs make safe for every errno that they know.
 const char* error_text(int error);
 
-// Writes one line of at most 500 bytes to stderr. A server does not die of its log,
-// nor wait for it: without memory to allocate the line is written all the same, and
-// one that stderr does not take at once (closed, or a full pipe) is lost.
+// Writes one line of at most 500 bytes to stderr. It cannot fail and never blocks: it
+// allocates no memory, and a line that stderr does not take at once (closed, or a full
+// pipe) is lost.
 void log_text(std::string_view line);
 
 template <typename... Args>
@@ -54,8 +54,8 @@ void log_line(fmt::format_string<Args...> format, Args&&... args) {
   log_text({line.data(), static_cast<std::size_t>(end - line.data())});
 }
 
-// Lets one message through per second, so that a fault which lasts cannot fill
-// a disk. Any thread may ask.
+// Lets one message through per second, so that a lasting fault cannot fill a disk.
+// Any thread may call it.
 class OncePerSecond {
  public:
   bool operator()();

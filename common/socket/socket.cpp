@@ -55,8 +55,8 @@ int accept_once(const Fd& listener, Mode mode) {
 #endif
 }
 
-// What an errno of accept says about the connection that was at the queue's head,
-// rather than about us: take the next.
+// Whether an errno of accept is about the connection at the head of the backlog, and not
+// about this process. Then the next connection is taken.
 bool died_in_queue(int error) {
   switch (error) {
     case ECONNABORTED:
@@ -96,7 +96,7 @@ Io outcome_of(int error, const char* call, const Fd& socket) {
     case ETIMEDOUT: return Io::peer_gone;
     default: break;
   }
-  // EBADF, EFAULT, EINVAL: a mistake of ours. It ends this connection, but not unheard.
+  // EBADF, EFAULT, EINVAL: a bug of this program. It ends this connection, and is logged.
   static OncePerSecond may_say;
   if (may_say()) log_line("{} on descriptor {}: {}", call, socket.get(), error_text(error));
   return Io::peer_gone;
@@ -145,12 +145,12 @@ Fd connect_to(const Address& peer, const Address* source) {
   set_option(fd, IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
   if (source != nullptr) {
 #ifdef IP_BIND_ADDRESS_NO_PORT
-    // Without it bind takes a port at once, and no two sockets of this address share it.
+    // Without it bind reserves a port at once, for one socket of this address only.
     set_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, "IP_BIND_ADDRESS_NO_PORT");
 #endif
     if (::bind(fd.get(), source->get(), source->size) != 0) throw_errno("bind");
   }
-  // EINTR: the connection goes on being made, as with EINPROGRESS.
+  // EINTR: the kernel goes on connecting, as after EINPROGRESS.
   if (::connect(fd.get(), peer.get(), peer.size) != 0 && errno != EINPROGRESS && errno != EINTR) {
     throw_errno("connect");
   }

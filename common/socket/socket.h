@@ -3,12 +3,12 @@
 // Each call that a client or the kernel's state can make fail names its outcome
 // in `Io`, so that a server decides by case and never by errno:
 //
-//   startup   listen_on throws StartupError: say it and exit
+//   startup   listen_on throws StartupError: print it and exit
 //   peer      Io::peer_gone: close that one connection, quietly
-//   resource  Io::out_of_resources: serve those who are in, take no one new for
-//             now, and do not try again at once
+//   resource  Io::out_of_resources: serve existing connections, accept no new one
+//             for now, and do not retry at once
 //
-// EINTR is not an outcome: accept, read and write are repeated after it.
+// EINTR is not an outcome: accept, read and write are repeated.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ enum class Io {
   ok,                // done, at least in part
   would_block,       // nothing can be done now (non-blocking, or SO_RCVTIMEO has passed)
   end,               // read: the peer has finished sending; it may still be reading
-  peer_gone,         // reset, timed out, unreachable: the connection is of no more use
+  peer_gone,         // reset, timed out, unreachable: the connection is dead
   out_of_resources,  // no descriptors or no memory, here or in the whole system
 };
 
@@ -73,7 +73,7 @@ IoResult write_some(const Fd& socket, std::string_view data);
 // What the kernel holds of a connection, by direction. `in`: bytes that have come and are
 // not read. `out`: bytes that were written and that the peer's kernel has not acknowledged.
 // After a close the kernel goes on sending these, but if the peer sends anything more it
-// answers with a reset, and they are lost. Where the system does not tell, false.
+// answers with a reset, and they are lost. `out` is false where the system does not tell.
 // Source: tcp(7) on SIOCOUTQ, RFC 1122 4.2.2.13.
 struct Underway {
   bool in;
