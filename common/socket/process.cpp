@@ -16,6 +16,14 @@
 
 #include "common/socket/address.h"
 
+namespace {
+
+// strerror_r returns the text (GNU), or whether it is in the buffer (POSIX).
+[[maybe_unused]] const char* text_of(const char* text, const char*) { return text; }
+[[maybe_unused]] const char* text_of(int, const char* buffer) { return buffer; }
+
+}  // namespace
+
 std::size_t raise_descriptor_limit() {
   rlimit limit = {};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) {
@@ -56,7 +64,8 @@ void keep_standard_descriptors() {
 }
 
 const char* error_text(int error) {
-  return std::strerror(error);  // NOLINT(concurrency-mt-unsafe): see above
+  static thread_local std::array<char, 128> buffer;
+  return text_of(::strerror_r(error, buffer.data(), buffer.size()), buffer.data());
 }
 
 void log_text(std::string_view line) {

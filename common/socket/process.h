@@ -37,8 +37,8 @@ void ignore_sigpipe();
 // flushes it. Throws StartupError when stdout does not take it.
 void announce(const Fd& listener);
 
-// What errno `error` means, for any thread. Source: strerror(3), which the C
-// libraries of Linux, macOS and the BSDs make safe for every errno that they know.
+// What errno `error` means, until this thread asks again. Source: strerror_r(3): the text of
+// strerror is shared between threads on FreeBSD and OpenBSD.
 const char* error_text(int error);
 
 // Writes one line of at most 500 bytes to stderr. A server does not die of its log,

@@ -429,3 +429,13 @@ TEST_CASE("options set their variables and stop at a command") {
   CHECK(timeout == 2min);
   CHECK(command == std::vector<std::string>{"run", "--clients", "3"});
 }
+
+TEST_CASE("error-text: two threads ask what an errno means: each keeps its own answer") {
+  const char* mine = error_text(10'001);  // unknown: its text is made, in a buffer
+  const std::string before = mine;
+  std::string other;
+  std::thread([&other] { other = error_text(10'002); }).join();
+  CHECK(mine == before);
+  CHECK(other != before);
+  CHECK(before.find("10001") != std::string::npos);
+}
