@@ -117,6 +117,16 @@ TEST_CASE("a listener has the options that its connections need") {
   const Fd client = connect_to(local_address(listener));
   const Fd server = accept_from(listener, Mode::non_blocking).connection;
   CHECK(option(server, IPPROTO_TCP, TCP_NODELAY) != 0);
+  CHECK(option(server, SOL_SOCKET, SO_KEEPALIVE) != 0);
+#if defined(__APPLE__)
+  CHECK(option(server, IPPROTO_TCP, TCP_KEEPALIVE) == 15);
+#elif defined(TCP_KEEPIDLE)
+  CHECK(option(server, IPPROTO_TCP, TCP_KEEPIDLE) == 15);
+#endif
+#ifdef TCP_KEEPINTVL
+  CHECK(option(server, IPPROTO_TCP, TCP_KEEPINTVL) == 15);
+  CHECK(option(server, IPPROTO_TCP, TCP_KEEPCNT) == 9);
+#endif
   CHECK(is_close_on_exec(server));
   CHECK(is_non_blocking(server));
 }
