@@ -46,6 +46,25 @@ void ignore_sigpipe() {
   for (const int number : {SIGPIPE, SIGXFSZ}) std::signal(number, SIG_IGN);
 }
 
+std::vector<int> unblock_stop_signals() {
+  sigset_t none;
+  sigemptyset(&none);
+  ::pthread_sigmask(SIG_SETMASK, &none, nullptr);
+  std::vector<int> heeded;
+  for (const int number : {SIGINT, SIGTERM}) {
+    struct sigaction now {};
+    ::sigaction(number, nullptr, &now);
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): SIG_IGN is such a cast
+    if (now.sa_handler != SIG_IGN) heeded.push_back(number);
+  }
+  return heeded;
+}
+
+void die_of_stop_signals() {
+  for (const int number : unblock_stop_signals())
+    if (::getpid() == 1) std::signal(number, [](int signal) { ::_exit(128 + signal); });
+}
+
 void announce(const Fd& listener) {
   const std::string line = "listening on " + to_text(local_address(listener)) + "\n";
   // fwrite, not fmt::print: that throws its own error, and the fault may show at the flush.
