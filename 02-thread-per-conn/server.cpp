@@ -143,6 +143,7 @@ int main(int argc, char** argv) {
   try {
     keep_standard_descriptors();
     ignore_sigpipe();
+    die_of_stop_signals();
     raise_descriptor_limit();
     const Fd listener = listen_on(resolve(endpoint.host, endpoint.port));
     announce(listener);

@@ -115,8 +115,7 @@ class Server {
       if (!set_interest(fd->get(), kNone, kRead)) throw StartupError("too many open descriptors");
     }
     stop_pipe = stop_.write_end.get();
-    std::signal(SIGINT, on_signal);
-    std::signal(SIGTERM, on_signal);
+    for (const int number : unblock_stop_signals()) std::signal(number, on_signal);
   }
 
   void run() {

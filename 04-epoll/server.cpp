@@ -114,8 +114,7 @@ class Server {
         throw StartupError(fmt::format("no epoll: {}", error_text(errno)));
     }
     stop_pipe = stop_.write_end.get();
-    std::signal(SIGINT, on_signal);
-    std::signal(SIGTERM, on_signal);
+    for (const int number : unblock_stop_signals()) std::signal(number, on_signal);
   }
 
   void run() {

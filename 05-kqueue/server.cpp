@@ -112,7 +112,7 @@ class Server {
   explicit Server(Fd listener) : listener_(std::move(listener)) {
     if (!kqueue_) throw StartupError(fmt::format("no kqueue: {}", error_text(errno)));
     set_interest(listener_.get(), kNone, kRead);
-    for (const int number : {SIGINT, SIGTERM}) {
+    for (const int number : unblock_stop_signals()) {
       std::signal(number, on_signal);
       change(number, EVFILT_SIGNAL, EV_ADD);
     }

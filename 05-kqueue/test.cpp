@@ -357,3 +357,18 @@ TEST_CASE("a connection whose filter cannot be added is closed and the others li
 #endif
   });
 }
+
+// How it is started.
+
+TEST_CASE("signals-blocked: SIGTERM and SIGINT blocked by the parent: the server still stops") {
+  holds(kServer, battery::signals_blocked);
+}
+TEST_CASE("interrupt-ignored: SIGINT ignored by the parent: only SIGTERM stops the server") {
+  holds(kServer, battery::interrupt_ignored);
+}
+TEST_CASE("process-one: first process of a container: the server stops at SIGTERM and SIGINT") {
+  holds(kServer, battery::process_one);
+}
+TEST_CASE("keep-alive: an idle connection: the kernel probes its peer") {
+  holds(kServer, battery::keep_alive);
+}

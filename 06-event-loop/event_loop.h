@@ -42,7 +42,8 @@ class EventLoop {
   void serve(Listener listener);
 
   // Ends serve: nobody new comes in, those with bytes on their way are served, and it
-  // returns when all have gone, after 5 s at the latest. A signal handler may call it.
+  // returns when all have gone, after 5 s at the latest (or when a handler that blocks
+  // returns). A signal handler may call it.
   void stop();
 
   // The loop's thread runs the callback soon or, with run_after, when the delay has passed.

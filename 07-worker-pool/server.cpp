@@ -30,8 +30,7 @@ void on_signal(int) {
 
 void stop_at_signals(EventLoop& loop) {
   loop_to_stop = &loop;
-  std::signal(SIGINT, on_signal);
-  std::signal(SIGTERM, on_signal);
+  for (const int number : unblock_stop_signals()) std::signal(number, on_signal);
 }
 
 }  // namespace

@@ -108,7 +108,7 @@ int main(int argc, char** argv) {
     Pipe pipe = make_pipe();
     stop_pipe = pipe.write_end.get();
     Conn signals(scheduler.netpoller().open(std::move(pipe.read_end)));
-    for (const int number : {SIGINT, SIGTERM}) std::signal(number, on_signal);
+    for (const int number : unblock_stop_signals()) std::signal(number, on_signal);
     scheduler.run(run(scheduler, listener, signals, limits));
     if (const std::size_t jobs = scheduler.pool().running(); jobs > 0) {
       log_line("{} jobs are not finished", jobs);  // a thread cannot be ended; the process can

@@ -542,3 +542,21 @@ TEST_CASE("no room in epoll for a connection: it is closed, the others are serve
     CHECK(server.errors().starts_with("cannot accept: "));
   });
 }
+
+// How it is started.
+
+TEST_CASE("signals-blocked: SIGTERM and SIGINT blocked by the parent: the server still stops") {
+  holds(kServer, battery::signals_blocked);
+}
+TEST_CASE("interrupt-ignored: SIGINT ignored by the parent: only SIGTERM stops the server") {
+  holds(kServer, battery::interrupt_ignored);
+}
+TEST_CASE("process-one: first process of a container: the server stops at SIGTERM and SIGINT") {
+  holds(kServer, battery::process_one);
+}
+TEST_CASE("keep-alive: an idle connection: the kernel probes its peer") {
+  holds(kServer, battery::keep_alive);
+}
+TEST_CASE("stop-blocked: a request blocks: no byte is lost, and the server ends") {
+  holds(kServer, battery::stop_blocked);
+}

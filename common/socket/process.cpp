@@ -16,6 +16,14 @@
 
 #include "common/socket/address.h"
 
+namespace {
+
+// strerror_r returns the text (GNU), or whether it is in the buffer (POSIX).
+[[maybe_unused]] const char* text_of(const char* text, const char*) { return text; }
+[[maybe_unused]] const char* text_of(int, const char* buffer) { return buffer; }
+
+}  // namespace
+
 std::size_t raise_descriptor_limit() {
   rlimit limit = {};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) {
@@ -38,6 +46,25 @@ void ignore_sigpipe() {
   for (const int number : {SIGPIPE, SIGXFSZ}) std::signal(number, SIG_IGN);
 }
 
+std::vector<int> unblock_stop_signals() {
+  sigset_t none;
+  sigemptyset(&none);
+  ::pthread_sigmask(SIG_SETMASK, &none, nullptr);
+  std::vector<int> heeded;
+  for (const int number : {SIGINT, SIGTERM}) {
+    struct sigaction now {};
+    ::sigaction(number, nullptr, &now);
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): SIG_IGN is such a cast
+    if (now.sa_handler != SIG_IGN) heeded.push_back(number);
+  }
+  return heeded;
+}
+
+void die_of_stop_signals() {
+  for (const int number : unblock_stop_signals())
+    if (::getpid() == 1) std::signal(number, [](int signal) { ::_exit(128 + signal); });
+}
+
 void announce(const Fd& listener) {
   const std::string line = "listening on " + to_text(local_address(listener)) + "\n";
   // fwrite, not fmt::print: that throws its own error, and the fault may show at the flush.
@@ -56,7 +83,8 @@ void keep_standard_descriptors() {
 }
 
 const char* error_text(int error) {
-  return std::strerror(error);  // NOLINT(concurrency-mt-unsafe): see above
+  static thread_local std::array<char, 128> buffer;
+  return text_of(::strerror_r(error, buffer.data(), buffer.size()), buffer.data());
 }
 
 void log_text(std::string_view line) {

@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "common/socket/fd.h"
 
@@ -33,12 +34,23 @@ std::size_t raise_descriptor_limit();
 // is ignored too. Source: write(2), signal(7).
 void ignore_sigpipe();
 
+// The signals by which a server is asked to stop, SIGINT and SIGTERM, without those that its
+// parent has it ignore: a script's shell does so with SIGINT for `server &`, and Ctrl-C is
+// then not meant for it. From now on no signal is blocked: a mask is inherited too, and a
+// server whose parent had blocked these two could only be killed. Source: signal(7).
+std::vector<int> unblock_stop_signals();
+
+// Has the stop signals end the process, also as the first process of a container: with the
+// number 1 it is spared every signal that has no handler, so there it gets one, and exits
+// with 128 + the signal's number. Source: pid_namespaces(7).
+void die_of_stop_signals();
+
 // Prints "listening on 127.0.0.1:8080", the one line a server has for stdout, and
 // flushes it. Throws StartupError when stdout does not take it.
 void announce(const Fd& listener);
 
-// What errno `error` means, for any thread. Source: strerror(3), which the C
-// libraries of Linux, macOS and the BSDs make safe for every errno that they know.
+// What errno `error` means, until this thread asks again. Source: strerror_r(3): the text of
+// strerror is shared between threads on FreeBSD and OpenBSD.
 const char* error_text(int error);
 
 // Writes one line of at most 500 bytes to stderr. It cannot fail and never blocks: it

@@ -25,9 +25,8 @@ void set_close_on_exec(const Fd& fd) {
   if (::fcntl(fd.get(), F_SETFD, FD_CLOEXEC) != 0) throw_errno("fcntl(FD_CLOEXEC)");
 }
 
-void set_option(const Fd& socket, int level, int option, const char* name) {
-  const int on = 1;
-  if (::setsockopt(socket.get(), level, option, &on, sizeof(on)) != 0) throw_errno(name);
+void set_option(const Fd& socket, int level, int option, const char* name, int value = 1) {
+  if (::setsockopt(socket.get(), level, option, &value, sizeof(value)) != 0) throw_errno(name);
 }
 
 // A TCP socket, close-on-exec: a program that the server starts does not keep
@@ -40,6 +39,22 @@ Fd tcp_socket(int family, Mode mode) {
   return fd;
 }
 
+constexpr int kKeepAlive = 15;  // seconds: before the first probe, and between two
+constexpr int kProbes = 9;
+
+// For the listener, as connections inherit it. Where a system has no such times (OpenBSD),
+// its own hold.
+void keep_alive(const Fd& listener) {
+  set_option(listener, SOL_SOCKET, SO_KEEPALIVE, "SO_KEEPALIVE");
+#ifdef TCP_KEEPIDLE
+  set_option(listener, IPPROTO_TCP, TCP_KEEPIDLE, "TCP_KEEPIDLE", kKeepAlive);
+#endif
+#ifdef TCP_KEEPINTVL
+  set_option(listener, IPPROTO_TCP, TCP_KEEPINTVL, "TCP_KEEPINTVL", kKeepAlive);
+  set_option(listener, IPPROTO_TCP, TCP_KEEPCNT, "TCP_KEEPCNT", kProbes);
+#endif
+}
+
 int accept_once(const Fd& listener, Mode mode) {
 #if defined(__APPLE__)
   // No accept4; and a new socket takes O_NONBLOCK from its listener, as on all BSDs.
@@ -48,6 +63,8 @@ int accept_once(const Fd& listener, Mode mode) {
   const int flags = mode == Mode::non_blocking ? O_NONBLOCK : 0;
   if (::fcntl(fd.get(), F_SETFD, FD_CLOEXEC) != 0 || ::fcntl(fd.get(), F_SETFL, flags) != 0)
     return -1;
+  // The one option that is not inherited. It may fail: the peer can be gone already.
+  ::setsockopt(fd.get(), IPPROTO_TCP, TCP_KEEPALIVE, &kKeepAlive, sizeof(kKeepAlive));
   return fd.release();
 #else
   const int flags = SOCK_CLOEXEC | (mode == Mode::non_blocking ? SOCK_NONBLOCK : 0);
@@ -110,6 +127,7 @@ Fd listen_on(const Address& address, Mode mode) {
     set_option(fd, SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY");
     set_option(fd, SOL_SOCKET, SO_OOBINLINE, "SO_OOBINLINE");
+    keep_alive(fd);
     if (::bind(fd.get(), address.get(), address.size) != 0) throw_errno("bind");
     // Every kernel cuts a backlog that is too long to its own maximum
     // (Linux: net.core.somaxconn, the BSDs: kern.ipc.soacceptqueue).

@@ -44,8 +44,11 @@ enum class Mode { blocking, non_blocking };
 // close-on-exec too. Connections inherit two options from it: TCP_NODELAY, small replies
 // leave at once; and SO_OOBINLINE, an urgent byte is read in its place (a close would find
 // it unread, and reset the connection, and what is on its way to the peer would be lost).
+// And keep-alive, with Go's times: a connection on which nothing has come for 15 s is probed
+// every 15 s, and has failed when 9 probes in a row are not answered. So a peer whose machine
+// has vanished is gone after 150 s. It is no idle timeout: the kernel of a silent peer answers.
 // Throws StartupError: the port is in use, forbidden, or not ours.
-// Source: tcp(7), listen(2), RFC 6093.
+// Source: tcp(7), listen(2), RFC 6093; Go's net/dial.go.
 Fd listen_on(const Address& address, Mode mode = Mode::blocking);
 
 // Takes one connection that is ready off the listener's queue; `mode` is that of

@@ -117,6 +117,16 @@ TEST_CASE("a listener has the options that its connections need") {
   const Fd client = connect_to(local_address(listener));
   const Fd server = accept_from(listener, Mode::non_blocking).connection;
   CHECK(option(server, IPPROTO_TCP, TCP_NODELAY) != 0);
+  CHECK(option(server, SOL_SOCKET, SO_KEEPALIVE) != 0);
+#if defined(__APPLE__)
+  CHECK(option(server, IPPROTO_TCP, TCP_KEEPALIVE) == 15);
+#elif defined(TCP_KEEPIDLE)
+  CHECK(option(server, IPPROTO_TCP, TCP_KEEPIDLE) == 15);
+#endif
+#ifdef TCP_KEEPINTVL
+  CHECK(option(server, IPPROTO_TCP, TCP_KEEPINTVL) == 15);
+  CHECK(option(server, IPPROTO_TCP, TCP_KEEPCNT) == 9);
+#endif
   CHECK(is_close_on_exec(server));
   CHECK(is_non_blocking(server));
 }
@@ -428,4 +438,14 @@ TEST_CASE("options set their variables and stop at a command") {
   CHECK(clients == 7);
   CHECK(timeout == 2min);
   CHECK(command == std::vector<std::string>{"run", "--clients", "3"});
+}
+
+TEST_CASE("error-text: two threads ask what an errno means: each keeps its own answer") {
+  const char* mine = error_text(10'001);  // unknown: its text is made, in a buffer
+  const std::string before = mine;
+  std::string other;
+  std::thread([&other] { other = error_text(10'002); }).join();
+  CHECK(mine == before);
+  CHECK(other != before);
+  CHECK(before.find("10001") != std::string::npos);
 }

@@ -44,6 +44,11 @@ const std::vector<Named>& all() {
       {"idle timeout", idle_timeout, "--idle-timeout"},
       {"slow handler", slow_handler, "--work"},
       {"order", order, "--work"},
+      {"signals, blocked", signals_blocked, ""},
+      {"SIGINT, ignored", interrupt_ignored, ""},
+      {"process 1", process_one, ""},
+      {"keep-alive", keep_alive, ""},
+      {"stop, blocked", stop_blocked, "--work"},
   };
   return list;
 }

@@ -68,6 +68,13 @@ void idle_timeout(const Subject&);         // starts no timer, or never starts i
 void slow_handler(const Subject&);         // does the slow work where it stalls the rest
 void order(const Subject&);                // lets a quick request overtake a slow one
 
+// The start, and a stop that the start decides (battery_start.cpp).
+void signals_blocked(const Subject&);    // keeps the mask that it inherits
+void interrupt_ignored(const Subject&);  // handles a signal that its parent has it ignore
+void process_one(const Subject&);        // relies on a signal's default action
+void keep_alive(const Subject&);         // keeps a connection whose peer has vanished
+void stop_blocked(const Subject&);       // dies of a second signal, or has no way out
+
 struct Named {
   const char* name;  // as BATTERY's table and --only have it
   Behaviour run;

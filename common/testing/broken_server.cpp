@@ -100,7 +100,12 @@ void Server::run() {
   for (;;) {
     if (stop_requested != 0 && !grace_ends_) begin_stop();
     if (grace_ends_ && connections_.empty()) return;
-    if (grace_ends_ && Clock::now() > *grace_ends_ && !faulty("stop-without-grace")) return;
+    if (grace_ends_ && Clock::now() > *grace_ends_ && !faulty("stop-without-grace")) {
+      const auto jobs = std::count_if(connections_.begin(), connections_.end(),
+                                      [](const Connection& c) { return c.done_at.has_value(); });
+      if (jobs > 0) log_line("{} jobs are not finished", jobs);
+      return;
+    }
 
     entries_.clear();
     owners_.clear();
@@ -305,8 +310,16 @@ int main(int argc, char** argv) {
         stop_requested = 1;
       };
     }
-    ::sigaction(SIGTERM, &action, nullptr);
+    if (fault == "dies-of-a-second-signal") action.sa_flags = SA_RESETHAND;
+    const auto numbers = fault == "takes-signals-as-they-come" ? std::vector{SIGINT, SIGTERM}
+                                                               : unblock_stop_signals();
+    for (const int number : numbers) {
+      if (fault != "has-no-signal-handler") ::sigaction(number, &action, nullptr);
+    }
     Fd listener = listen_on(resolve(endpoint.host, endpoint.port), Mode::non_blocking);
+    const int off = 0;
+    if (fault == "keeps-who-vanished")
+      ::setsockopt(listener.get(), SOL_SOCKET, SO_KEEPALIVE, &off, sizeof(off));
     Server server(std::move(listener), fault, idle, work);
     announce(server.listener());  // out of memory before this: it did not start
     server.run();

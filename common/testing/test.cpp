@@ -152,6 +152,22 @@ TEST_CASE("caught: what is written taken for received at SIGTERM") {
 TEST_CASE("caught: a signal handler that uses what is gone") {
   catches(battery::stop_asked_again, "uses-at-a-signal-what-is-gone");
 }
+TEST_CASE("caught: signals that stay blocked") {
+  catches(battery::signals_blocked, "takes-signals-as-they-come");
+}
+TEST_CASE("caught: a handler for a signal that the parent ignores") {
+  catches(battery::interrupt_ignored, "takes-signals-as-they-come");
+}
+TEST_CASE("caught: no signal handler as process 1") {
+  catches(battery::process_one, "has-no-signal-handler");
+}
+TEST_CASE("caught: no keep-alive") { catches(battery::keep_alive, "keeps-who-vanished"); }
+TEST_CASE("caught: death at a second signal") {
+  catches(battery::stop_blocked, "dies-of-a-second-signal");
+}
+TEST_CASE("caught: no way out of a request that blocks") {
+  catches(battery::stop_blocked, "works-in-the-loop");
+}
 TEST_CASE("caught: no idle timer") { catches(battery::idle_timeout, "starts-no-timer"); }
 TEST_CASE("caught: an idle timer that is never restarted") {
   catches(battery::idle_timeout, "never-restarts-the-timer");
