@@ -17,20 +17,19 @@ std::atomic<bool> stop_asked = false;
 
 struct Limits {
   milliseconds idle_timeout{0}, work{0}, trace{0};  // 0: none
-  Clock::time_point deadline(bool of_read) const {
-    const milliseconds limit = of_read && stop_asked ? kPause : idle_timeout;
-    return limit.count() > 0 ? Clock::now() + limit : kNever;
+  Clock::time_point deadline() const {
+    return idle_timeout.count() > 0 ? Clock::now() + idle_timeout : kNever;
   }
 };
 
 Task<> echo(Conn conn, const Limits& limits) {
   for (;;) {
-    conn.set_read_deadline(limits.deadline(true));
+    conn.set_read_deadline(limits.deadline());
     const Received in = co_await conn.read();
     if (in.status != Io::ok) co_return;
     if (limits.work.count() > 0 && in.bytes().starts_with('#'))
       co_await blocking([&] { std::this_thread::sleep_for(limits.work); });
-    conn.set_write_deadline(limits.deadline(false));
+    conn.set_write_deadline(limits.deadline());
     if (co_await conn.write_all(in.bytes()) != Io::ok) co_return;
   }
 }
