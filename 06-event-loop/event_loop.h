@@ -32,9 +32,7 @@ class EventLoop {
  public:
   using OnRequest = std::function<void(Connection&)>;
 
-  // A connection on which no byte has moved for `idle_timeout` is closed; 0: never. (A
-  // client that reads very slowly moves none for long: there is room to write only when a
-  // good part of the send buffer is free.)
+  // A connection on which no byte has moved for `idle_timeout` is closed; 0: never.
   explicit EventLoop(OnRequest on_request,
                      std::chrono::milliseconds idle_timeout = std::chrono::milliseconds(0));
 
@@ -74,6 +72,7 @@ class EventLoop {
   void wake();
   void woken();
   void begin_stop();
+  void stop_listening();
   void on_tick();
   void tick_later();
 
