@@ -272,3 +272,16 @@ TEST_CASE("a message costs more the more connections are idle") {
     CHECK(costs.ratio > 1.5);
   });
 }
+
+TEST_CASE("stop-door: during the grace a new client is refused, and a successor can bind") {
+  holds(kServer, battery::stop_door);
+}
+TEST_CASE("stop-shortage: at SIGTERM clients that wait for a descriptor are served") {
+  holds(kServer, battery::stop_short_of_descriptors);
+}
+TEST_CASE("stop-flood: a backlog that does not empty in time is left when the grace ends") {
+  holds(kServer, battery::stop_flood);
+}
+TEST_CASE("stop-stalls: after stalls of the server a conversation with short pauses goes on") {
+  holds(kServer, battery::stop_stalls);
+}
