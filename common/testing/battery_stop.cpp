@@ -129,7 +129,7 @@ void stop_flood(const Subject& subject) {
   // server is short of descriptors all the time.
   Command command = under_strace(subject.command, {"accept,accept4:delay_exit=15000"});
   std::vector<std::unique_ptr<ServerProcess>> servers;
-  for (const std::size_t descriptors : {0, 40}) {
+  for (const std::size_t descriptors : {std::size_t{0}, std::size_t{40}}) {
     command.descriptor_limit = descriptors;
     servers.push_back(std::make_unique<ServerProcess>(command));
     int waiting = 0;
