@@ -13,7 +13,6 @@
 #include <chrono>
 #include <csignal>
 #include <cstddef>
-#include <cstdint>
 #include <exception>
 #include <new>
 #include <optional>
@@ -120,9 +119,10 @@ class Server {
 
   void run() {
     announce(listener_);
-    while (!stopping_ || open_ > 0) {
+    while (listener_ || open_ > 0) {
       wait();
       if (next_tick_ && Clock::now() >= *next_tick_) on_tick();
+      if (stopping_ && accepting_) accept_ready(1);  // is a client left in the backlog?
     }
     if (refused_ > 0) log_line("{} connections were refused", refused_);
   }
@@ -185,7 +185,10 @@ class Server {
   void accept_ready(std::size_t most) {
     for (std::size_t i = 0; i < most; ++i) {
       Accepted next = accept_from(listener_, Mode::non_blocking);
-      if (next.status == Io::would_block) return;
+      if (next.status == Io::would_block) {
+        if (stopping_) stop_listening();
+        return;
+      }
       if (next.status == Io::out_of_resources) return pause_accepting(next.error);
       try {
         if (!admit(std::move(next.connection))) return;
@@ -220,7 +223,7 @@ class Server {
   }
 
   void resume_accepting() {
-    if (accepting_ || stopping_) return;
+    if (accepting_ || !listener_) return;
     accepting_ = set_interest(listener_.get(), kNone, kRead);
     if (!accepting_) tick_later();
   }
@@ -238,25 +241,32 @@ class Server {
     return connections_[index];
   }
 
-  // No one new, but for those in the backlog: they are connected, as far as they know.
+  // The clients in the backlog are still served: they are connected, as far as they know.
   void begin_stop() {
     set_interest(stop_.read_end.get(), kRead, kNone);
-    resume_accepting();  // if it was paused, for the last time
-    if (accepting_) accept_ready(SIZE_MAX);
-    if (accepting_) set_interest(listener_.get(), kRead, kNone);
     stopping_ = true;
-    listener_.reset();
     grace_ends_ = Clock::now() + kGrace;
     tick_later();
+    if (accepting_) accept_ready(kAccepts);
   }
 
-  // A look at what no event will tell: whether there are descriptors again, and, when
-  // stopping, which clients can go. A queue that is empty now may have bytes on their way to it;
-  // so nobody goes before one whole tick in which nothing happened.
+  // Called when the backlog is empty. While descriptors are short that takes until enough
+  // connections have closed; then, or if clients keep coming, the grace is the limit.
+  void stop_listening() {
+    if (accepting_) set_interest(listener_.get(), kRead, kNone);
+    accepting_ = false;
+    listener_.reset();
+  }
+
+  // Checks what no event reports: whether descriptors are free again and, at a stop, which
+  // connections can be closed. Bytes may be on their way to a queue that is empty now, so a
+  // connection is closed only after a full tick without activity.
   void on_tick() {
     next_tick_.reset();
-    if (!stopping_) return resume_accepting();
-    const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
+    resume_accepting();
+    if (!stopping_) return;
+    const bool give_up = Clock::now() + kTick > grace_ends_;  // the next tick would be too late
+    if (give_up) stop_listening();
     for (Connection& connection : connections_) {
       if (!connection.socket) continue;
       const auto [in, out] = underway(connection.socket);
@@ -267,7 +277,10 @@ class Server {
     tick_later();
   }
 
-  void tick_later() { next_tick_ = Clock::now() + kTick; }
+  // A tick that is due stays due: a pause must not put off the end of the grace.
+  void tick_later() {
+    if (!next_tick_) next_tick_ = Clock::now() + kTick;
+  }
 
   Fd listener_;
   Pipe stop_ = make_pipe();

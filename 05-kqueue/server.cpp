@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <exception>
 #include <new>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -42,6 +43,7 @@ constexpr std::size_t kTurn = 16 * 1024;          // bytes read in one turn of a
 constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
 constexpr milliseconds kTick{200};                // from one tick to the next
 constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
+constexpr milliseconds kTimer{100};               // from one timer event to the next
 constexpr std::size_t kBatch = 128;               // events from one wait
 
 // What a connection waits for next. If neither, it is finished: close it.
@@ -116,7 +118,7 @@ class Server {
       std::signal(number, on_signal);
       change(number, EVFILT_SIGNAL, EV_ADD);
     }
-    change(0, EVFILT_TIMER, EV_ADD, static_cast<int>(kTick.count()));
+    change(0, EVFILT_TIMER, EV_ADD, static_cast<int>(kTimer.count()));
     const auto count = static_cast<Count>(changes_.size());
     if (::kevent(kqueue_.get(), changes_.data(), count, nullptr, 0, nullptr) < 0)
       throw StartupError(fmt::format("no kqueue: {}", error_text(errno)));
@@ -126,7 +128,11 @@ class Server {
   void run() {
     announce(listener_);
     if (stop_asked) begin_stop();
-    while (listener_ || open_ > 0) wait();
+    while (listener_ || open_ > 0) {
+      wait();
+      if (next_tick_ && Clock::now() >= *next_tick_) on_tick();
+      if (stopping_ && accepting_ && closed_.empty()) accept_ready();
+    }
   }
 
  private:
@@ -161,14 +167,11 @@ class Server {
         on_refused(event);
       } else if (event.filter == EVFILT_SIGNAL) {
         begin_stop();
-      } else if (event.filter == EVFILT_TIMER) {
-        on_tick();
-      } else {
+      } else if (event.filter != EVFILT_TIMER) {  // a timer's event has only ended the wait
         handle(static_cast<int>(event.ident), event.filter == EVFILT_READ,
                event.filter == EVFILT_WRITE);
       }
     }
-    if (stopping_ && listener_) stop_listening();
   }
 
   // A change that failed comes back as an event, with the errno in its data. Without its
@@ -203,7 +206,10 @@ class Server {
   void accept_ready() {
     while (changes_.size() < kBatch / 2) {  // each change may come back as an event
       Accepted next = accept_from(listener_, Mode::non_blocking);
-      if (next.status == Io::would_block) return;
+      if (next.status == Io::would_block) {
+        if (stopping_) stop_listening();
+        return;
+      }
       if (next.status == Io::out_of_resources) return pause_accepting(next.error);
       try {
         admit(std::move(next.connection));
@@ -228,10 +234,11 @@ class Server {
       log_line("cannot accept: {}; existing connections are served", error_text(error));
     if (accepting_) set_interest(listener_.get(), kRead, kNone);
     accepting_ = false;
+    tick_later();
   }
 
   void resume_accepting() {
-    if (accepting_ || stopping_) return;
+    if (accepting_ || !listener_) return;
     set_interest(listener_.get(), kNone, kRead);
     accepting_ = true;
   }
@@ -257,34 +264,32 @@ class Server {
     return connections_[index];
   }
 
+  // The clients in the backlog are still served: they are connected, as far as they know.
   void begin_stop() {
     if (stopping_) return;
-    resume_accepting();  // if it was paused, for the last time
     stopping_ = true;
     grace_ends_ = Clock::now() + kGrace;
-    stop_listening();
+    tick_later();
+    if (accepting_) accept_ready();
   }
 
-  // No one new, but for those in the backlog: they are connected, as far as they know.
-  // A long one takes several turns; one that never empties, at most until the grace ends.
+  // Called when the backlog is empty. While descriptors are short that takes until enough
+  // connections have closed; then, or if clients keep coming, the grace is the limit.
   void stop_listening() {
-    if (accepting_) accept_ready();
-    const bool all = !accepting_ || changes_.size() < kBatch / 2;  // accept said so
-    if (!all && !grace_is_over()) return;
     if (accepting_) set_interest(listener_.get(), kRead, kNone);
+    accepting_ = false;
     closed_.push_back(std::move(listener_));
   }
 
-  // Or so nearly that there is no other tick before.
-  bool grace_is_over() const { return Clock::now() + kTick > grace_ends_; }
-
-  // A look at what no event will tell: whether there are descriptors again, and, when
-  // stopping, which clients can go. A queue that is empty now may have bytes on their way to it;
-  // so nobody goes before one whole tick in which nothing happened. The timer always
-  // runs: one that is made when it is needed can fail, for want of what is short then.
+  // Checks what no event reports: whether descriptors are free again and, at a stop, which
+  // connections can be closed. Bytes may be on their way to a queue that is empty now, so a
+  // connection is closed only after a full tick without activity.
   void on_tick() {
-    if (!stopping_) return resume_accepting();
-    const bool give_up = grace_is_over();
+    next_tick_.reset();
+    resume_accepting();
+    if (!stopping_) return;
+    const bool give_up = Clock::now() + kTick + kTimer > grace_ends_;  // the next tick is too late
+    if (give_up) stop_listening();
     for (Connection& connection : connections_) {
       if (!connection.socket) continue;
       const auto [in, out] = underway(connection.socket);
@@ -292,6 +297,14 @@ class Server {
       connection.quiet = true;
       if (done || give_up) close(connection, connection.interest());
     }
+    tick_later();
+  }
+
+  // A tick that is due stays due: a pause must not put off the end of the grace. The timer
+  // always runs, as one that is made when it is needed can fail for lack of memory. Its events
+  // only end the wait. They are not counted: a late one and the next are less than a period apart.
+  void tick_later() {
+    if (!next_tick_) next_tick_ = Clock::now() + kTick;
   }
 
   Fd listener_;
@@ -303,6 +316,7 @@ class Server {
   bool accepting_ = true;
   bool stopping_ = false;
   Clock::time_point grace_ends_;
+  std::optional<Clock::time_point> next_tick_;
   OncePerSecond may_say_;
 };
 

@@ -1,7 +1,5 @@
 #include "connection.h"
 
-#include <poll.h>
-
 #include <algorithm>
 #include <array>
 #include <new>
@@ -96,23 +94,18 @@ void Connection::on_writable() {
   if (output_.empty()) output_.shrink_to_fit();  // no buffer while idle
 }
 
-// What the loop has not heard of, because a handler kept it, is not silence.
+// Before it closes a silent connection, it tries to read and to write once more. A handler may
+// have kept the loop from reading, and the kernel reports room to write only when a good part
+// of the send buffer is free.
 void Connection::on_idle_timer() {
-  const bool silent = Clock::now() >= last_active_ + loop_.idle_timeout_;
-  if (silent && ready())
-    last_active_ = Clock::now();
-  else if (silent)
-    return close();
-  loop_.watch_idle(*this);
+  const auto silent = [this] { return Clock::now() >= last_active_ + loop_.idle_timeout_; };
+  if (silent() && interest().read) on_readable();
+  if (silent() && interest().write) on_writable();
+  if (silent()) return close();
+  if (!closed_) loop_.watch_idle(*this);
 }
 
 void Connection::request() {
   loop_.on_request_(*this);
   input_.forget_taken();
-}
-
-bool Connection::ready() const {
-  const int events = (interest().read ? POLLIN : 0) | (interest().write ? POLLOUT : 0);
-  pollfd entry{socket_.get(), static_cast<short>(events), 0};
-  return ::poll(&entry, 1, 0) > 0;
 }

@@ -2,9 +2,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <new>
@@ -30,7 +30,7 @@ void EventLoop::serve(Listener listener) {
   assert_in_loop_thread();
   listener_ = &listener;
   resume_accepting();
-  while (!stopping_ || open_ > 0) turn();
+  while (listener_->socket() || open_ > 0) turn();
   if (refused_ > 0) log_line("{} connections were refused", refused_);
   listener_ = nullptr;
 }
@@ -43,6 +43,7 @@ void EventLoop::turn() {
   if (next_tick_ != kNever && Clock::now() >= next_tick_) on_tick();
   for (const auto& connection : closed_) connection->socket_.reset();
   closed_.clear();
+  if (stopping_ && accepting_) accept_ready(1);  // is a client left in the backlog?
 }
 
 void EventLoop::handle(const Ready& ready) {
@@ -104,7 +105,10 @@ std::shared_ptr<Connection>& EventLoop::slot(int fd) {
 void EventLoop::accept_ready(std::size_t most) {
   for (std::size_t i = 0; i < most; ++i) {
     Accepted next = listener_->accept();
-    if (next.status == Io::would_block) return;
+    if (next.status == Io::would_block) {
+      if (stopping_) stop_listening();
+      return;
+    }
     if (next.status == Io::out_of_resources) return pause_accepting(next.error);
     try {
       if (!admit(std::move(next.connection))) return;
@@ -142,7 +146,7 @@ void EventLoop::pause_accepting(int error) {
 }
 
 void EventLoop::resume_accepting() {
-  if (accepting_ || stopping_) return;
+  if (accepting_ || !listener_->socket()) return;
   accepting_ = poller_.set_interest(listener_->socket().get(), kNone, kRead);
   if (!accepting_) tick_later();
 }
@@ -208,24 +212,31 @@ void EventLoop::assert_in_loop_thread() const {
   std::abort();
 }
 
-// No one new, but for those in the backlog: they are connected, as far as they know.
+// The clients in the backlog are still served: they are connected, as far as they know.
 void EventLoop::begin_stop() {
-  resume_accepting();  // if it was paused, for the last time
-  if (accepting_) accept_ready(SIZE_MAX);
-  if (accepting_) poller_.set_interest(listener_->socket().get(), kRead, kNone);
   stopping_ = true;
-  listener_->close();
   grace_ends_ = Clock::now() + kGrace;
   tick_later();
+  if (accepting_) accept_ready(kAccepts);
 }
 
-// A look at what no event will tell: whether there are descriptors again, and, when
-// stopping, which clients can go. A queue that is empty now may have bytes on their way to it; so
-// nobody goes before one whole tick in which nothing happened.
+// Called when the backlog is empty. While descriptors are short that takes until enough
+// connections have closed; then, or if clients keep coming, the grace is the limit.
+void EventLoop::stop_listening() {
+  if (accepting_) poller_.set_interest(listener_->socket().get(), kRead, kNone);
+  accepting_ = false;
+  listener_->close();
+}
+
+// Checks what no event reports: whether descriptors are free again and, at a stop, which
+// connections can be closed. Bytes may be on their way to a queue that is empty now, so a
+// connection is closed only after a full tick without activity.
 void EventLoop::on_tick() {
   next_tick_ = kNever;
-  if (!stopping_) return resume_accepting();
-  const bool give_up = Clock::now() + kTick > grace_ends_;  // there is no other tick before
+  resume_accepting();
+  if (!stopping_) return;
+  const bool give_up = Clock::now() + kTick > grace_ends_;  // the next tick would be too late
+  if (give_up) stop_listening();
   for (const auto& entry : connections_) {
     if (!entry) continue;
     Connection& connection = *entry;  // closing moves the entry away
@@ -238,5 +249,6 @@ void EventLoop::on_tick() {
   tick_later();
 }
 
-// No entry of timers_: those take memory, and that may be what is short.
-void EventLoop::tick_later() { next_tick_ = Clock::now() + kTick; }
+// A tick that is due stays due: a pause must not put off the end of the grace. It is no entry
+// of timers_, because an entry takes memory, and memory may be short.
+void EventLoop::tick_later() { next_tick_ = std::min(next_tick_, Clock::now() + kTick); }

@@ -32,17 +32,15 @@ class EventLoop {
  public:
   using OnRequest = std::function<void(Connection&)>;
 
-  // A connection on which no byte has moved for `idle_timeout` is closed; 0: never. (A
-  // client that reads very slowly moves none for long: there is room to write only when a
-  // good part of the send buffer is free.)
+  // A connection on which no byte has moved for `idle_timeout` is closed; 0: never.
   explicit EventLoop(OnRequest on_request,
                      std::chrono::milliseconds idle_timeout = std::chrono::milliseconds(0));
 
   // Serves until stop. Throws std::system_error if it cannot wait any more, which is a bug.
   void serve(Listener listener);
 
-  // Ends serve: nobody new comes in, those with bytes on their way are served, and it
-  // returns when all have gone, after 5 s at the latest (or when a handler that blocks
+  // Ends serve: no new client is accepted, and connections with bytes on their way are served.
+  // serve returns when all are closed, after 5 s at the latest (or when a handler that blocks
   // returns). A signal handler may call it.
   void stop();
 
@@ -75,6 +73,7 @@ class EventLoop {
   void wake();
   void woken();
   void begin_stop();
+  void stop_listening();
   void on_tick();
   void tick_later();
 

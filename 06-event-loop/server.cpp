@@ -28,7 +28,7 @@ void on_alarm(int) {
   ::_exit(0);
 }
 
-// Once: at a second signal the loop may be gone.
+// Acts once: at a second signal the loop may be gone.
 void on_signal(int) {
   for (const int number : {SIGINT, SIGTERM}) std::signal(number, SIG_IGN);
   ::alarm(6);  // in seconds; a request that blocks the loop holds up the loop's own timers

@@ -71,8 +71,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void start_job();
   void on_result();
   void next_request();
-  void request();      // has the handler look at what is there
-  bool ready() const;  // whether the loop would hear of it now
+  void request();  // calls the handler for what is there
 
   EventLoop& loop_;
   Fd socket_;

@@ -36,21 +36,19 @@ class EventLoop {
  public:
   using OnRequest = std::function<void(Connection&)>;
 
-  // A connection on which no byte has moved for `idle_timeout` is closed; 0: never. (A
-  // client that reads very slowly moves none for long: there is room to write only when a
-  // good part of the send buffer is free.)
-  // `workers` threads do jobs, at most `queue` wait for one. Throws StartupError when
-  // there cannot be so many threads.
+  // A connection on which no byte has moved for `idle_timeout` is closed; 0: never.
+  // `workers` threads run jobs; at most `queue` jobs wait for one. Throws StartupError if
+  // the threads cannot be created.
   EventLoop(OnRequest on_request, std::chrono::milliseconds idle_timeout, std::size_t workers,
             std::size_t queue);
 
   // Serves until stop. Throws std::system_error if it cannot wait any more, which is a bug.
   void serve(Listener listener);
 
-  // Ends serve: nobody new comes in, those with bytes on their way are served, and it
-  // returns when all have gone, after 5 s at the latest. A signal handler may call it.
-  // Jobs are finished as far as there is time for it, and their replies sent. (Not if
-  // their connection is closed.)
+  // Ends serve: no new client is accepted, and connections with bytes on their way are served.
+  // serve returns when all are closed, after 5 s at the latest. A signal handler may call it.
+  // Jobs are finished and their replies sent, as far as there is time. (No reply is sent if
+  // the connection is closed.)
   void stop();
 
   // The number of jobs left in the pool after serve, because they took too long. The loop's
@@ -93,6 +91,7 @@ class EventLoop {
   void wake();
   void woken();
   void begin_stop();
+  void stop_listening();
   void on_tick();
   void tick_later();
 

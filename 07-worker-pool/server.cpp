@@ -22,7 +22,7 @@ constexpr std::size_t kMostThreads = 10'000;  // Go's default (debug.SetMaxThrea
 
 EventLoop* loop_to_stop = nullptr;
 
-// Once: at a second signal the loop may be gone.
+// Acts once: at a second signal the loop may be gone.
 void on_signal(int) {
   for (const int number : {SIGINT, SIGTERM}) std::signal(number, SIG_IGN);
   loop_to_stop->stop();

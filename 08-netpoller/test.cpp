@@ -560,3 +560,21 @@ TEST_CASE("keep-alive: an idle connection: the kernel probes its peer") {
 TEST_CASE("stop-blocked: a request blocks: no byte is lost, and the server ends") {
   holds(kServer, battery::stop_blocked);
 }
+TEST_CASE("stop-door: during the grace a new client is refused, and a successor can bind") {
+  holds(kServer, battery::stop_door);
+}
+TEST_CASE("stop-shortage: at SIGTERM clients that wait for a descriptor are served") {
+  holds(kServer, battery::stop_short_of_descriptors);
+}
+TEST_CASE("stop-flood: a backlog that does not empty in time is left when the grace ends") {
+  holds(kServer, battery::stop_flood);
+}
+TEST_CASE("stop-stalls: after stalls of the server a conversation with short pauses goes on") {
+  holds(kServer, battery::stop_stalls);
+}
+TEST_CASE("idle-slow-reader: a client that reads slowly is not closed by the idle timeout") {
+  holds(kServer, battery::idle_slow_reader);
+}
+TEST_CASE("idle-left: the timer of a client that left does no harm") {
+  holds(kServer, battery::idle_left);
+}

@@ -44,6 +44,12 @@ const std::vector<Named>& all() {
       {"idle timeout", idle_timeout, "--idle-timeout"},
       {"slow handler", slow_handler, "--work"},
       {"order", order, "--work"},
+      {"idle timeout, slow reader", idle_slow_reader, "--idle-timeout"},
+      {"idle timeout, those who left", idle_left, "--idle-timeout"},
+      {"stop, the door", stop_door, ""},
+      {"stop, short of descriptors", stop_short_of_descriptors, ""},
+      {"stop, flood", stop_flood, ""},
+      {"stop, stalls", stop_stalls, ""},
       {"signals, blocked", signals_blocked, ""},
       {"SIGINT, ignored", interrupt_ignored, ""},
       {"process 1", process_one, ""},
@@ -136,10 +142,25 @@ void half_close(const Subject& subject) {
 }
 
 void half_close_slow_reader(const Subject& subject) {
-  with_server(subject.command, [](ServerProcess& server) {
-    Swarm one(server.address(), 1, seed());
-    one.connect();
-    one.exchange({.bytes = 16 << 20, .largest_chunk = 1 << 20, .finish = true, .read_late = true});
+  with_server(subject.command, [&](ServerProcess& server) {
+    Client client(server.address());
+    std::string data(16 << 20, '\0');
+    fill_pattern(seed(), 0, data);
+    // Until the queues are full both ways. A pause alone does not say so: the server may be
+    // held up, and would then never have to wait for this client. A reply to another one says
+    // that it has had its turn.
+    std::size_t sent = 0;
+    for (std::size_t went = 1; went > 0; sent += went) {
+      went = client.send_what_fits(std::string_view(data).substr(sent));
+      if (subject.clients > 1) Client(server.address()).echo("your turn");
+    }
+    data.resize(sent);
+    client.finish_sending();
+    const std::string back = client.receive_until_end();
+    if (back != data) {
+      fail("{} bytes were sent before the first was read; {} came back{}", data.size(), back.size(),
+           back.size() == data.size() ? ", not the same" : "");
+    }
   });
 }
 

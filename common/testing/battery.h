@@ -75,6 +75,14 @@ void process_one(const Subject&);        // relies on a signal's default action
 void keep_alive(const Subject&);         // keeps a connection whose peer has vanished
 void stop_blocked(const Subject&);       // dies of a second signal, or has no way out
 
+// Stopping and silence, with clients that make it hard (battery_stop.cpp).
+void idle_slow_reader(const Subject&);           // waits for POLLOUT, which takes long to come
+void idle_left(const Subject&);                  // leaves the timer of a closed connection
+void stop_door(const Subject&);                  // listens on while it serves the last ones
+void stop_short_of_descriptors(const Subject&);  // closes the listener on clients in the backlog
+void stop_flood(const Subject&);                 // accepts until the backlog is empty, however long
+void stop_stalls(const Subject&);                // takes two events of a timer for a whole period
+
 struct Named {
   const char* name;  // as BATTERY's table and --only have it
   Behaviour run;
@@ -98,6 +106,9 @@ std::vector<std::string> random_error_faults(const Subject& subject);
 // What misuse expects of one call: an exit code, nothing on stdout, a first line on
 // stderr that holds `says`.
 void expect_refusal(const Command& command, int exit_code, const std::string& says);
+
+// The exit code 0 within `limit`, or a Failure that says what happened instead.
+void expect_clean_exit(ServerProcess& server, milliseconds limit, const char* when);
 
 // A seed: from the environment's SEED, to repeat a failure, or a new one.
 std::uint64_t seed();

@@ -14,9 +14,7 @@
 #include "common/testing/swarm.h"
 
 namespace battery {
-namespace {
 
-// The exit code 0 within `limit`, or a Failure that says what happened instead.
 void expect_clean_exit(ServerProcess& server, milliseconds limit, const char* when) {
   const auto start = Clock::now();
   const auto exit = server.wait_for_exit(limit);
@@ -25,6 +23,8 @@ void expect_clean_exit(ServerProcess& server, milliseconds limit, const char* wh
     fail("{} after SIGTERM {}; stderr: \"{}\"", exit->text(), when, server.errors());
   }
 }
+
+namespace {
 
 void need_own_flags(const Subject& subject) {
   if (subject.command.port_is_given()) skip("a server with flags of its own");

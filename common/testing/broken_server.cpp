@@ -43,8 +43,8 @@ struct Connection {
   std::string output;     // read, and not yet written
   bool finished = false;  // the client has sent its last byte
   bool closed = false;
-  Clock::time_point last_heard = Clock::now();
-  std::string working_on;  // a slow request, whose reply is due at:
+  Clock::time_point last_heard = Clock::now();  // a byte, in either direction
+  std::string working_on;                       // a slow request, whose reply is due at:
   std::optional<Clock::time_point> done_at;
 };
 
@@ -67,6 +67,7 @@ class Server {
   void take(Connection& c, std::string data);
   void flush(Connection& c);
   void handle_timers();
+  bool silent(const Connection& c) const;
   void begin_stop();
   bool wants_to_read(const Connection& c) const;
   bool wants_to_write(const Connection& c) const;
@@ -80,6 +81,9 @@ class Server {
   std::vector<Connection*> owners_;
   Clock::time_point accept_again_ = Clock::now();
   std::optional<Clock::time_point> grace_ends_;
+  std::optional<Clock::time_point> orphan_;  // when the timer of a client that left is due
+  Clock::time_point last_look_ = Clock::now();
+  bool stalled_ = false;
   std::size_t reads_ = 0;
   OncePerSecond may_say_;
   std::vector<std::string> leak_;
@@ -99,7 +103,7 @@ bool Server::wants_to_write(const Connection& c) const {
 void Server::run() {
   for (;;) {
     if (stop_requested != 0 && !grace_ends_) begin_stop();
-    if (grace_ends_ && connections_.empty()) return;
+    if (grace_ends_ && connections_.empty() && !listener_) return;
     if (grace_ends_ && Clock::now() > *grace_ends_ && !faulty("stop-without-grace")) {
       const auto jobs = std::count_if(connections_.begin(), connections_.end(),
                                       [](const Connection& c) { return c.done_at.has_value(); });
@@ -132,13 +136,13 @@ void Server::run() {
       if ((events & POLLERR) && !wants_to_read(c)) c.closed = true;
     }
     handle_timers();
-    if (faulty("leaks-descriptors")) {
-      for (Connection& c : connections_) {
-        if (c.closed) c.socket.release();
-      }
+    for (Connection& c : connections_) {
+      if (!c.closed) continue;
+      if (faulty("leaks-descriptors")) c.socket.release();
+      if (faulty("keeps-the-timer-of-one-who-left")) orphan_ = c.last_heard + idle_;
     }
     connections_.remove_if([](const Connection& c) { return c.closed; });
-    if (accepting && entries_.back().revents != 0) accept_ready();
+    if (accepting && (grace_ends_ || entries_.back().revents != 0)) accept_ready();
   }
 }
 
@@ -150,7 +154,10 @@ void Server::accept_ready() {
   }
   for (int i = 0; i < 64 || faulty("accepts-without-end"); ++i) {
     Accepted next = accept_from(listener_, Mode::non_blocking);
-    if (next.status == Io::would_block) return;
+    if (next.status == Io::would_block) {
+      if (grace_ends_ && !faulty("keeps-listening")) listener_.reset();
+      return;
+    }
     if (next.status == Io::ok) {
       try {
         entries_.reserve(connections_.size() + 2);
@@ -247,13 +254,19 @@ void Server::flush(Connection& c) {
       c.closed = true;
       return;
     }
+    if (!faulty("never-restarts-the-timer")) c.last_heard = Clock::now();
     c.output.erase(0, faulty("forgets-a-partial-write") ? std::string::npos : out.size);
   }
   if (c.finished) c.closed = true;
 }
 
+bool Server::silent(const Connection& c) const {
+  return idle_ > 0ms && Clock::now() - c.last_heard >= idle_ && !faulty("starts-no-timer");
+}
+
 void Server::handle_timers() {
   const auto now = Clock::now();
+  if (now - std::exchange(last_look_, now) > 150ms) stalled_ = true;
   for (Connection& c : connections_) {
     const bool overtaken =
         faulty("quick-overtakes-slow") && !c.working_on.empty() && now >= c.last_heard;
@@ -264,11 +277,13 @@ void Server::handle_timers() {
         flush(c);
       });
     }
-    if (idle_ > 0ms && now - c.last_heard >= idle_ && !faulty("starts-no-timer")) c.closed = true;
+    if (silent(c) && !faulty("waits-for-room-to-write")) flush(c);
+    if (silent(c) || (orphan_ && now >= *orphan_)) c.closed = true;
     if (grace_ends_ && c.output.empty() && !c.finished && !c.done_at)
       or_close(c, [&] { read_ready(c); });  // what is still unread
+    const auto pause = stalled_ && faulty("takes-a-stall-for-a-pause") ? 50ms : 300ms;
     const bool drained = c.output.empty() && !c.done_at && !c.finished &&
-                         now - c.last_heard > 100ms &&
+                         now - c.last_heard > pause &&
                          (!underway(c.socket).out || faulty("takes-written-for-received"));
     if (grace_ends_ && drained && !faulty("waits-for-the-idle")) c.closed = true;
   }
@@ -276,7 +291,7 @@ void Server::handle_timers() {
 
 void Server::begin_stop() {
   if (faulty("drops-everything-at-stop")) std::_Exit(0);
-  listener_.reset();
+  if (faulty("drops-the-backlog-at-stop")) listener_.reset();
   grace_ends_ = Clock::now() + 5s;
 }
 

@@ -117,6 +117,10 @@ bool Client::is_closed_within(milliseconds limit) {
   return false;
 }
 
+void Client::limit_receive_queue(int bytes) {
+  ::setsockopt(socket_.get(), SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes));
+}
+
 void Client::finish_sending() { ::shutdown(socket_.get(), SHUT_WR); }
 
 void Client::reset() {

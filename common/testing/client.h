@@ -28,6 +28,7 @@ class Client {
 
   bool hears_within(milliseconds limit) const;  // bytes or the end have arrived
   bool is_closed_within(milliseconds limit);    // the end, or a reset, has arrived
+  void limit_receive_queue(int bytes);          // of our kernel; it takes up to twice as many
   void finish_sending();                        // half-close: FIN, we still read
   void reset();                                 // RST: what is under way is thrown away
   void close() { socket_.reset(); }

@@ -176,6 +176,22 @@ TEST_CASE("caught: slow work in the loop") { catches(battery::slow_handler, "wor
 TEST_CASE("caught: a quick request that overtakes a slow one") {
   catches(battery::order, "quick-overtakes-slow");
 }
+TEST_CASE("caught: an idle timeout that waits for POLLOUT") {
+  catches(battery::idle_slow_reader, "waits-for-room-to-write");
+}
+TEST_CASE("caught: the idle timer of a closed connection") {
+  catches(battery::idle_left, "keeps-the-timer-of-one-who-left");
+}
+TEST_CASE("caught: listening on after SIGTERM") { catches(battery::stop_door, "keeps-listening"); }
+TEST_CASE("caught: the backlog dropped at SIGTERM") {
+  catches(battery::stop_short_of_descriptors, "drops-the-backlog-at-stop");
+}
+TEST_CASE("caught: accepting without end at SIGTERM") {
+  catches(battery::stop_flood, "accepts-without-end");
+}
+TEST_CASE("caught: a stall taken for a pause of the client") {
+  catches(battery::stop_stalls, "takes-a-stall-for-a-pause");
+}
 
 TEST_CASE("caught: a failure says where and with which seed") {
   try {
