@@ -46,8 +46,9 @@ struct LoadPlan {
   std::uint64_t seed = 1;  // of the bytes that are sent
 
   // Both are called from the thread that called run_load.
-  std::function<void(Moment)> on_moment;
-  std::function<void(const std::string&)> on_progress;  // ten times a second
+  std::function<void(Moment)> on_moment = [](Moment) {};
+  // Ten times a second.
+  std::function<void(const std::string&)> on_progress = [](const std::string&) {};
 };
 
 struct LoadResult {
