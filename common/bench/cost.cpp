@@ -23,9 +23,6 @@
 
 namespace {
 
-constexpr const char* kHeader = "{:>8}{:>14}{:>14}{:>10}\n";
-constexpr const char* kRow = "{:>8}{:>14.2f}{:>14.2f}{:>10.3f}\n";
-
 // "build/08-netpoller/server --workers 1": a program and its flags, with spaces between.
 Command command_of(const std::string& words) {
   Command command;
@@ -37,7 +34,7 @@ Command command_of(const std::string& words) {
 double cost_of(const std::string& program, std::size_t clients) {
   LoadPlan plan;
   plan.clients = clients;
-  plan.warmup = std::chrono::milliseconds(300);  // these two as bench.py has them
+  plan.warmup = std::chrono::milliseconds(300);  // both times are those of bench.py
   plan.duration = std::chrono::milliseconds(500);
   const Measurement m = measure(command_of(program), plan);
   if (m.load.held < clients)
@@ -46,20 +43,6 @@ double cost_of(const std::string& program, std::size_t clients) {
     fail("{}: {} bytes came back changed", program, m.load.mismatched_bytes);
   if (m.cpu_us == 0) skip("without /proc it cannot be seen what a server uses");
   return m.cpu_us;
-}
-
-void compare(const std::string& program, const std::string& other, std::size_t clients,
-             std::size_t pairs) {
-  std::vector<double> first;
-  std::vector<double> second;
-  std::vector<double> ratios;
-  for (std::size_t i = 0; i < pairs; ++i) {
-    first.push_back(cost_of(program, clients));
-    second.push_back(cost_of(other, clients));
-    ratios.push_back(first.back() / second.back());
-  }
-  fmt::print(fmt::runtime(kRow), clients, median(first), median(second), median(ratios));
-  (void)std::fflush(stdout);
 }
 
 }  // namespace
@@ -78,24 +61,32 @@ int main(int argc, char** argv) {
   const std::vector<std::string> programs = options.parse_command(argc, argv);
   if (programs.empty() || programs.size() > 2) {
     fmt::print(stderr,
-               "usage: {} [--pairs N] [--clients N] SERVER OTHER | [--pairs N] [--idle N] [--busy "
-               "N] SERVER\n",
-               argv[0]);
+               "usage: {} [--pairs N] [--clients N] SERVER OTHER\n"
+               "       {} [--pairs N] [--idle N] [--busy N] SERVER\n",
+               argv[0], argv[0]);
     return 2;
   }
+  const auto row = [](std::size_t count, double first, double second, double ratio) {
+    fmt::print("{:>8}{:>14.2f}{:>14.2f}{:>10.3f}\n", count, first, second, ratio);
+    (void)std::fflush(stdout);
+  };
   try {
     fmt::print("microseconds of CPU per 64-byte message, medians of {}; ratio: of the pairs\n",
                pairs);
-    if (programs.size() == 2) {
-      fmt::print(fmt::runtime(kHeader), "clients", "first", "second", "ratio");
-      std::vector<std::size_t> sizes = {100, 1000, 10'000};
-      if (clients > 0) sizes = {clients};
-      for (const std::size_t size : sizes) compare(programs[0], programs[1], size, pairs);
-    } else {
-      fmt::print(fmt::runtime(kHeader), "idle", "none idle", "beside idle", "ratio");
-      const Costs costs =
-          cost_beside_idle(command_of(programs[0]), 100, idle, 20'000, static_cast<int>(pairs));
-      fmt::print(fmt::runtime(kRow), idle, costs.alone, costs.beside_idle, costs.ratio);
+    if (programs.size() == 1) {
+      fmt::print("    idle     none idle   beside idle     ratio\n");
+      const Costs costs = cost_beside_idle(command_of(programs[0]), busy, idle, 20'000, pairs);
+      row(idle, costs.alone, costs.beside_idle, costs.ratio);
+      return 0;
+    }
+    fmt::print(" clients         first        second     ratio\n");
+    for (const std::size_t size : {std::size_t{100}, std::size_t{1000}, std::size_t{10'000}}) {
+      const std::size_t count = clients > 0 ? clients : size;
+      const auto [second, first, ratio] = in_turns(
+          pairs, [&] { return cost_of(programs[1], count); },
+          [&] { return cost_of(programs[0], count); });
+      row(count, first, second, ratio);
+      if (clients > 0) break;
     }
   } catch (const std::exception& problem) {
     fmt::print(stderr, "{}\n", problem.what());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #include "common/bench/load.h"
 #include "common/testing/server_process.h"
@@ -28,3 +29,6 @@ struct Measurement {
 // Throws Failure if it does not start or ends by itself. Without /proc (off Linux) all
 // that the server uses is 0.
 Measurement measure(const Command& command, LoadPlan plan);
+
+// Replaces the line of progress on stderr, if stderr is a terminal. An empty text removes it.
+void show_progress(const std::string& text);

@@ -46,12 +46,12 @@ class OneProcessor {
 // Microseconds of CPU, user and system, that the server spends on one message of 64
 // bytes, while each client of the swarm sends `rounds` of them: all clients at once, each
 // waiting for its echo.
-double cpu_per_message(const ServerProcess& server, Swarm& swarm, int rounds) {
+double cpu_per_message(const ServerProcess& server, Swarm& swarm, std::size_t rounds) {
   const auto before = server.usage().cpu;
-  for (int i = 0; i < rounds; ++i)
+  for (std::size_t i = 0; i < rounds; ++i)
     swarm.exchange({.bytes = 64, .smallest_chunk = 64, .largest_chunk = 64});
   const std::chrono::duration<double, std::micro> spent = server.usage().cpu - before;
-  return spent.count() / (double(swarm.size()) * rounds);
+  return spent.count() / double(swarm.size() * rounds);
 }
 
 }  // namespace
@@ -62,8 +62,19 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
+std::array<double, 3> in_turns(std::size_t pairs, const std::function<double()>& first,
+                               const std::function<double()>& second) {
+  std::array<std::vector<double>, 3> seen;
+  for (std::size_t i = 0; i < pairs; ++i) {
+    seen[0].push_back(first());
+    seen[1].push_back(second());
+    seen[2].push_back(seen[1].back() / seen[0].back());
+  }
+  return {median(seen[0]), median(seen[1]), median(seen[2])};
+}
+
 Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idle,
-                       std::size_t messages, int pairs) {
+                       std::size_t messages, std::size_t pairs) {
   Swarm::need_descriptors(2 * busy + idle);
   const OneProcessor one_processor;
   ServerProcess quiet(command);
@@ -74,16 +85,11 @@ Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idl
   Swarm beside(crowded.address(), busy, battery::seed());
   alone.connect();
   beside.connect();
-  const int rounds = static_cast<int>(messages / busy);
-  std::vector<double> first;
-  std::vector<double> second;
-  std::vector<double> ratios;
-  for (int i = 0; i < pairs; ++i) {
-    first.push_back(cpu_per_message(quiet, alone, rounds));
-    second.push_back(cpu_per_message(crowded, beside, rounds));
-    ratios.push_back(second.back() / first.back());
-  }
-  return {median(first), median(second), median(ratios)};
+  const std::size_t rounds = messages / busy;
+  const auto [first, second, ratio] = in_turns(
+      pairs, [&] { return cpu_per_message(quiet, alone, rounds); },
+      [&] { return cpu_per_message(crowded, beside, rounds); });
+  return {first, second, ratio};
 }
 
 void print_costs_beside_idle(const Command& command, std::initializer_list<std::size_t> idle) {
@@ -95,7 +101,7 @@ void print_costs_beside_idle(const Command& command, std::initializer_list<std::
   for (const std::size_t count : idle) {
     const Costs costs = cost_beside_idle(command, 1, count, 2'000, kPairs);
     fmt::print("{:>10}{:>14.1f}{:>14.1f}{:>10.2f}\n", count, costs.alone, costs.beside_idle,
-               costs.beside_idle / costs.alone);
+               costs.ratio);
     (void)std::fflush(stdout);
   }
 }
