@@ -269,8 +269,8 @@ def holders(results, name, size):
 
 
 def largest(results, name):
-    """The runs with the most connections."""
-    return next((rows for size in reversed(SIZES) for rows in [results.get("closed", name, size)] if rows), [])
+    """The most connections that it was loaded with."""
+    return next(size for size in reversed(SIZES) if results.get("closed", name, size))
 
 
 def multiples(results, name, size):
@@ -298,24 +298,29 @@ def overlaps(results, names, size):
     return [f"{a[3]} and {b[3]}" for a, b in zip(ranges, ranges[1:]) if b[1] <= a[2]]
 
 
+def cells(results, name, size):
+    """All figures of one server with so many connections, by the titles of their columns."""
+    closed, open_ = results.get("closed", name, size), results.get("open", name, size, rate=RATE)
+    return {
+        "held": middle(closed, "held", 0),
+        "requests/s": ("≥ " if star(closed) else "") + middle(closed, "requests_per_second", 0),
+        "p50 ms": middle(open_, "p50_us", 2, 1e-3),
+        "p99 ms": middle(open_, "p99_us", 2, 1e-3) + star(open_),
+        "max ms": middle(open_, "max_us", 1, 1e-3),
+        "CPU µs/request": three(closed, "cpu_us", 1),
+        "× floor": figure(multiples(results, name, size), 2, True),
+        "system": middle(closed, "system_share", 0, 100) + " %",
+        "threads": middle(closed, "server_threads", 0),
+        "switches/request": middle(closed, "switches", 2),
+        "KiB/connection": middle(closed, "kib_per_connection", 2)}
+
+
 def race_table(results):
     names, blocks = results.servers("closed"), []
     for size in SIZES:
-        lines = []
-        for name in names:
-            closed, open_ = results.get("closed", name, size), results.get("open", name, size, rate=RATE)
-            if closed:
-                lines.append([
-                    results.label(name), f"{int(statistics.median(values(closed, 'held'))):,}",
-                    ("≥ " if star(closed) else "") + middle(closed, "requests_per_second", 0),
-                    middle(open_, "p50_us", 2, 1e-3), middle(open_, "p99_us", 2, 1e-3) + star(open_),
-                    middle(open_, "max_us", 1, 1e-3), three(closed, "cpu_us", 1),
-                    figure(multiples(results, name, size), 2, True),
-                    middle(closed, "system_share", 0, 100) + " %", middle(closed, "server_threads", 0),
-                    middle(closed, "switches", 2), middle(closed, "kib_per_connection", 2)])
-        blocks.append(table(
-            [f"{size:,} connections", "held", "requests/s", "p50 ms", "p99 ms", "max ms", "CPU µs/request",
-             "× floor", "system", "threads", "switches/request", "KiB/connection"], lines))
+        rows = {name: cells(results, name, size) for name in names if results.get("closed", name, size)}
+        blocks.append(table([f"{size:,} connections", *cells(results, "", size)],
+                            [[results.label(name), *row.values()] for name, row in rows.items()]))
         pairs = overlaps(results, names, size)
         if pairs:
             blocks.append("Ranges of the cost overlap, so these are not ranked: " + "; ".join(pairs) + ".")
@@ -327,13 +332,17 @@ def race_table(results):
     return "\n\n".join(blocks)
 
 
+def cost(results, name, size):
+    return middle(holders(results, name, size), "cpu_us", 1)
+
+
 def cost_table(results, names):
     def cell(name, size):
-        ratio, cost = times_floor(results, name, size), middle(holders(results, name, size), "cpu_us", 1)
-        return f"{cost} (× {ratio})" if ratio != "–" else cost
+        ratio = times_floor(results, name, size)
+        return cost(results, name, size) + (f" (× {ratio})" if ratio != "–" else "")
     lines = [[results.label(name)] + [cell(name, size) for size in SIZES] +
-             [middle(results.get("closed", name, SIZES[0]), "switches", 2),
-              middle(largest(results, name), "kib_per_connection", 2)] for name in names]
+             [cells(results, name, SIZES[0])["switches/request"],
+              cells(results, name, largest(results, name))["KiB/connection"]] for name in names]
     header = ["CPU µs/request"] + [f"{size:,} connections" for size in SIZES]
     return (table(header + [f"switches/request, {SIZES[0]:,}", "KiB/connection"], lines)
             + f"\n\nMedians of {results.turns('closed')}. ×: the median of the multiples of the floor's cost in the same turn. "
@@ -344,12 +353,11 @@ def summary_table(results):
     """The race in one line for each server."""
     lines = []
     for name in results.servers("closed"):
-        most, open_ = largest(results, name), results.get("open", name, SIZES[1], rate=RATE)
-        lines.append([results.label(name), SERVERS[name].model, middle(most, "held", 0),
-                      *(middle(holders(results, name, size), "cpu_us", 1) for size in SIZES),
-                      times_floor(results, name, SIZES[-1]), middle(open_, "p99_us", 2, 1e-3) + star(open_),
-                      middle(most, "server_threads", 0), middle(most, "switches", 2),
-                      middle(most, "kib_per_connection", 2)])
+        most = cells(results, name, largest(results, name))
+        lines.append([results.label(name), SERVERS[name].model, most["held"],
+                      *(cost(results, name, size) for size in SIZES), times_floor(results, name, SIZES[-1]),
+                      cells(results, name, SIZES[1])["p99 ms"],
+                      most["threads"], most["switches/request"], most["KiB/connection"]])
     header = ["server", "model", "held of 10,000"] + [f"CPU µs/request, {size:,}" for size in SIZES]
     header += ["× floor, 10,000", "p99 ms, 1,000", "threads", f"switches/request, {SIZES[-1]:,}", "KiB/connection"]
     late = " *: the load generator was late itself." if any("*" in line[7] for line in lines) else ""
@@ -370,10 +378,10 @@ def chapter_table(number):
 
 
 def system_table(results):
-    lines = [[results.label(name), middle(rows, "system_share", 0, 100) + " %", three(rows, "cpu_us", 1)]
-             for name in results.servers("closed")
-             for rows in [results.get("closed", name, SIZES[1]) or largest(results, name)]]
-    return (table(["server", "system share of its CPU time", "CPU µs/request"], lines)
+    names = results.servers("closed")
+    rows = [cells(results, name, min(SIZES[1], largest(results, name))) for name in names]
+    return (table(["server", "system share of its CPU time", "CPU µs/request"],
+                  [[results.label(name), row["system"], row["CPU µs/request"]] for name, row in zip(names, rows)])
             + f"\n\n1,000 connections, or as many as it holds. {results.how('closed')} {results.where()}")
 
 

@@ -10,7 +10,6 @@
 #include <fmt/core.h>
 
 #include <chrono>
-#include <cstdio>
 #include <exception>
 #include <sstream>
 #include <string>
@@ -19,7 +18,6 @@
 #include "common/bench/measure.h"
 #include "common/socket/options.h"
 #include "common/testing/cost.h"
-#include "common/testing/outcome.h"
 
 namespace {
 
@@ -59,34 +57,24 @@ int main(int argc, char** argv) {
   options.add("idle", idle, "idle clients beside the busy ones, when only one SERVER is given");
   options.add("busy", busy, "clients that send beside the idle ones");
   const std::vector<std::string> programs = options.parse_command(argc, argv);
-  if (programs.empty() || programs.size() > 2) {
-    fmt::print(stderr,
-               "usage: {} [--pairs N] [--clients N] SERVER OTHER\n"
-               "       {} [--pairs N] [--idle N] [--busy N] SERVER\n",
-               argv[0], argv[0]);
-    return 2;
-  }
-  const auto row = [](std::size_t count, double first, double second, double ratio) {
-    fmt::print("{:>8}{:>14.2f}{:>14.2f}{:>10.3f}\n", count, first, second, ratio);
-    (void)std::fflush(stdout);
-  };
   try {
-    fmt::print("microseconds of CPU per 64-byte message, medians of {}; ratio: of the pairs\n",
-               pairs);
     if (programs.size() == 1) {
-      fmt::print("    idle     none idle   beside idle     ratio\n");
-      const Costs costs = cost_beside_idle(command_of(programs[0]), busy, idle, 20'000, pairs);
-      row(idle, costs.alone, costs.beside_idle, costs.ratio);
-      return 0;
-    }
-    fmt::print(" clients         first        second     ratio\n");
-    for (const std::size_t size : {std::size_t{100}, std::size_t{1000}, std::size_t{10'000}}) {
-      const std::size_t count = clients > 0 ? clients : size;
-      const auto [second, first, ratio] = in_turns(
-          pairs, [&] { return cost_of(programs[1], count); },
-          [&] { return cost_of(programs[0], count); });
-      row(count, first, second, ratio);
-      if (clients > 0) break;
+      print_costs_beside_idle(command_of(programs[0]), {idle}, busy, 20'000, pairs);
+    } else if (programs.size() == 2) {
+      fmt::print(
+          "microseconds of CPU per 64-byte message, medians of {}; ratio: of the pairs\n"
+          " clients         first        second     ratio\n",
+          pairs);
+      using Sizes = std::vector<std::size_t>;
+      for (const std::size_t size : clients > 0 ? Sizes{clients} : Sizes{100, 1'000, 10'000}) {
+        const Costs costs = in_turns(
+            pairs, [&] { return cost_of(programs[1], size); },
+            [&] { return cost_of(programs[0], size); });
+        print_costs(size, costs.beside_idle, costs.alone, costs.ratio);  // first / second
+      }
+    } else {
+      fmt::print(stderr, "usage: {} [flags] SERVER [OTHER]    (flags: --help)\n", argv[0]);
+      return 2;
     }
   } catch (const std::exception& problem) {
     fmt::print(stderr, "{}\n", problem.what());

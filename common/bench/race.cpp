@@ -39,8 +39,6 @@ struct Row {
   std::size_t clients;
   Measurement closed = {};  // loops
   Measurement open = {};
-
-  bool complete() const { return closed.load.held == clients; }
 };
 
 // 10000 as 10,000.
@@ -146,20 +144,6 @@ void run(Contender& contender, const LoadPlan& plan, std::size_t rate, std::vect
   if (!note.empty()) fmt::print("{:<23}({})\n", "", note);
 }
 
-void print_footnotes(const std::vector<Row>& rows) {
-  fmt::print(
-      "\nOf the server, per request: CPU us, the kernel's share of it, context switches.\n"
-      "KiB/conn: resident memory of an idle connection.\n");
-  const auto limited = [](const Row& row) { return !row.closed.load.bottleneck().empty(); };
-  if (std::any_of(rows.begin(), rows.end(), limited)) {
-    fmt::print("≥: the load generator had no more to give; the server may do more.\n");
-  }
-  const auto late = [](const Row& row) { return !row.open.load.bottleneck().empty(); };
-  if (std::any_of(rows.begin(), rows.end(), late)) {
-    fmt::print("*: the generator itself was late, for want of a core: latencies are too high.\n");
-  }
-}
-
 // "04-epoll 3.1, 03-select 3.3 …": the servers by a figure of theirs, the least first. Rows
 // whose figure is 0 have none (no /proc, or a generator that was late).
 std::string ranked(std::vector<Row> rows, const std::function<double(const Row&)>& figure) {
@@ -173,18 +157,12 @@ std::string ranked(std::vector<Row> rows, const std::function<double(const Row&)
   return parts.empty() ? "this run cannot tell" : fmt::format("{}", fmt::join(parts, ", "));
 }
 
-void print_meaning(const std::vector<Row>& rows) {
-  std::string partly;
-  std::size_t most = 0;  // connections that some server held
-  for (const Row& row : rows) {
-    if (row.complete()) most = std::max(most, row.clients);
-    if (row.complete()) continue;
-    partly += fmt::format("; {} held {} of {}", row.contender->name, grouped(row.closed.load.held),
-                          grouped(row.clients));
-  }
-  std::vector<Row> largest = rows;
-  std::erase_if(largest, [&](const Row& row) { return !row.complete() || row.clients < most; });
-  if (largest.size() < 2) return;
+// Of the largest number of connections that some server held.
+void print_meaning(std::vector<Row> rows) {
+  std::size_t most = 0;
+  std::erase_if(rows, [](const Row& row) { return row.closed.load.held < row.clients; });
+  for (const Row& row : rows) most = std::max(most, row.clients);
+  std::erase_if(rows, [&](const Row& row) { return row.clients < most; });
   // Where the generator was late, its lateness is in the latency, and nothing can be said.
   const auto p99 = [](const Row& row) {
     const LoadResult& open = row.open.load;
@@ -192,13 +170,10 @@ void print_meaning(const std::vector<Row>& rows) {
   };
   fmt::print(
       "\nWhat it says of {} connections (one run: differences below 15 % mean nothing)\n"
-      "  Held               {} servers held all{}\n"
-      "  CPU us             {}\n"
-      "  p99 ms             {}\n"
-      "  KiB/conn           {}\n",
-      grouped(most), largest.size(), partly,
-      ranked(largest, [](const Row& row) { return row.closed.cpu_us; }), ranked(largest, p99),
-      ranked(largest, [](const Row& row) { return row.closed.kib_per_connection; }));
+      "  {} servers held all\n  CPU us    {}\n  p99 ms    {}\n  KiB/conn  {}\n",
+      grouped(most), rows.size(), ranked(rows, [](const Row& row) { return row.closed.cpu_us; }),
+      ranked(rows, p99),
+      ranked(rows, [](const Row& row) { return row.closed.kib_per_connection; }));
 }
 
 }  // namespace
@@ -256,7 +231,11 @@ int main(int argc, char** argv) {
       (void)std::fflush(stdout);
     }
   }
-  print_footnotes(rows);
+  fmt::print(
+      "\nOf the server, per request: CPU us, the kernel's share of it, context switches.\n"
+      "KiB/conn: resident memory of an idle connection.\n"
+      "≥: the load generator was at its limit; the server may do more.\n"
+      "*: the load generator itself was late, because it lacked a core: latencies are too high.\n");
   print_meaning(rows);
   return failed ? 1 : 0;
 }
