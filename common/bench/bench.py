@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""The full measurement, and what is made of it: tables, charts, figures in the READMEs.
+"""The full measurement, and its results: tables, charts, figures in the READMEs.
 
 usage: bench.py [--repeats N] [--only NAME] [--out FOLDER] [--keep]   measure, then report
-       bench.py --report [--out FOLDER]                               report what was measured
+       bench.py --report [--out FOLDER]                               report an earlier measurement
        bench.py --agree FOLDER FOLDER                          compare two measurements
-       bench.py --peers                                        who else could take part
+       bench.py --peers                                        list the other servers
 
-Measuring runs build/common/measure a thousand times and more, each for half a second, in
-turns: each server once with each setting, then all of them again (what is not a cost, in
-each third turn only). So the machine's drift hits all alike, and each figure has a median
-and a range. Every run is a line of FOLDER/runs.csv, where FOLDER is build/bench unless
-told otherwise, or build/bench-NAME.
+Measuring runs build/common/measure more than a thousand times, each for half a second, in
+turns. A turn measures each server once with each setting; only every third turn measures
+more than the costs. So the machine's drift affects all servers alike, and each figure has a
+median and a range. Every run is a line of FOLDER/runs.csv. FOLDER is build/bench, or
+build/bench-NAME, without --out.
 
-Reporting writes charts to common/bench/charts/ (if gnuplot is installed) and replaces
-what stands between <!-- bench:NAME --> and <!-- /bench --> in the READMEs; with --keep
-it does neither. --only is one of closed, open, rate, idle, memory, slow.
+Reporting writes charts to common/bench/charts/ (if gnuplot is installed) and replaces the
+text between <!-- bench:NAME --> and <!-- /bench --> in the READMEs. With --keep it does
+neither. --only is one of closed, open, rate, idle, memory, slow.
 """
 import argparse
 import collections
@@ -42,10 +42,10 @@ RATES = (5000, 10000, 20000, 40000, 60000, 80000, 100000)
 IDLE = (0, 100, 300, 600, 900, 3000, 9000)
 MEMORY = (1000, 2000, 5000, 10000)
 
-# Colours: distinct for the colour-blind too (Okabe and Ito), on white: legible in light and dark.
+# Colours that the colour-blind can distinguish (Okabe and Ito), on white: legible in light and dark.
 Server = collections.namedtuple("Server", "model colour command how", defaults=("",))
 GO = ["-address", "127.0.0.1:{port}"]
-# Go's listeners would speak Multipath TCP since Go 1.24, which costs.
+# Since Go 1.24 listeners use Multipath TCP unless told otherwise, which costs time.
 SERVERS = {name: Server(model, colour, [f"build/{name}/server"]) for name, model, colour in (
     ("01-blocking", "one client at a time", "#000000"),
     ("02-thread-per-conn", "a thread for each", "#d55e00"),
@@ -60,7 +60,7 @@ SERVERS = {name: Server(model, colour, [f"build/{name}/server"]) for name, model
                      ["env", "GODEBUG=multipathtcp=0", "build/common/go-net-server", *GO],
                      "install Go, then rm -r build && ./tour"),
     "cloudwego netpoll": Server("event loops, goroutines", "#3f3f3f", ["build/common/cloudwego-server", *GO],
-                                "its module has to be had: with Go and a network, rm -r build && ./tour"),
+                                "with Go and a network for its module, rm -r build && ./tour"),
     "libuv": Server("callbacks", "#a0a000", ["build/common/libuv-server"],
                     "install libuv1-dev (Debian), then rm -r build && ./tour"),
     "Asio": Server("coroutines, one thread", "#a05050", ["build/common/asio-server"],
@@ -98,7 +98,7 @@ def machine():
 def peers():
     for name, server in SERVERS.items():
         if server.how:
-            print(f"{name:<24}{'takes part' if is_built(name) else 'missing: ' + server.how}")
+            print(f"{name:<24}{'is measured' if is_built(name) else 'missing: ' + server.how}")
 
 
 # --- measuring ------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def settings():
 
 
 def other_seconds():
-    """CPU time that all other programs of this machine have used; 0 where /proc does not say."""
+    """CPU time used by all other programs of this machine; 0 without /proc."""
     try:
         fields = [int(x) for x in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     except OSError:
@@ -138,7 +138,7 @@ def other_seconds():
 
 
 def measure(command, flags):
-    """One run: what measure printed, or why it could not run."""
+    """One run: what measure printed and "", or None and why it could not run."""
     line = ["build/common/measure"]
     for flag, value in flags.items():
         line += [f"--{flag}", str(value)] if value else []
@@ -150,7 +150,7 @@ def measure(command, flags):
         return None, done.stderr.strip()
     if result["mismatched_bytes"] > 0:
         sys.exit(f"{' '.join(command)}: {result['mismatched_bytes']} bytes came back changed")
-    # What other programs took from this run, in cores.
+    # What other programs used meanwhile, in cores.
     result["others"] = round(max(0, other_seconds() - others) / (time.monotonic() - start), 3)
     return result, ""
 
@@ -158,21 +158,21 @@ def measure(command, flags):
 def measure_all(out, repeats, only):
     todo = [s for s in settings() if is_built(s[1]) and only in (None, s[0])]
     if not todo:
-        sys.exit("bench.py: nothing to measure: is everything built, and --only spelt right?")
+        sys.exit("bench.py: nothing to measure: is everything built, and is --only right?")
     out.mkdir(parents=True, exist_ok=True)
     (out / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
-    # Costs are compared closely, and so taken in every turn; the rest in each third.
+    # Costs are compared closely, so every turn takes them; every third turn takes the rest.
     turns = [(repeat, *s) for repeat in range(repeats) for s in todo if s[0] == "closed" or repeat % 3 == 0]
     terminal, start, full = sys.stderr.isatty(), time.monotonic(), {}
     with open(out / "runs.csv", "w", newline="") as file:
         writer = None
         for done, (repeat, experiment, name, flags, server_flags) in enumerate(turns, 1):
-            # A server that did not hold so many does not hold more either.
+            # A server that did not hold fewer connections is not loaded with more.
             if flags["clients"] > full.get(name, flags["clients"]):
                 continue
             if terminal:
                 left = (time.monotonic() - start) / done * (len(turns) - done)
-                print(f"\r\033[K{done}/{len(turns)}, about {left / 60:.0f} min to go: "
+                print(f"\r\033[K{done}/{len(turns)}, about {left / 60:.0f} min left: "
                       f"{experiment}, {name}, {flags}", end="", file=sys.stderr, flush=True)
             result, problem = measure(SERVERS[name].command + server_flags,
                                       {"warmup": "300ms", "duration": "500ms"} | flags)
@@ -192,7 +192,7 @@ def measure_all(out, repeats, only):
     print(f"{len(turns)} runs in {(time.monotonic() - start) / 60:.0f} min: {out}/runs.csv")
 
 
-# --- what came of it ------------------------------------------------------------------
+# --- results and tables ---------------------------------------------------------------
 
 
 class Results:
@@ -258,23 +258,23 @@ def star(rows):
 
 
 def table(header, rows, words=1):
-    """The first so many columns are words, the others figures."""
+    """The first `words` columns are words, the others figures."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * words + "---:|" * (len(header) - words)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def holders(results, name, size):
-    """The closed loop's runs in which the server held all."""
+    """The closed loop's runs in which the server held all connections."""
     return [row for row in results.get("closed", name, size) if int(row["held"]) == size]
 
 
 def largest(results, name):
-    """The most connections that it was loaded with."""
+    """The largest number of connections that the server was loaded with."""
     return next(size for size in reversed(SIZES) if results.get("closed", name, size))
 
 
 def multiples(results, name, size):
-    """CPU per request in multiples of the floor's in the same turn: a machine's speed changes."""
+    """CPU per request in multiples of the floor's in the same turn, as a machine's speed changes."""
     floor = {row["repeat"]: float(row["cpu_us"]) for row in results.get("closed", "floor", size)}
     return [float(row["cpu_us"]) / floor[row["repeat"]]
             for row in holders(results, name, size) if row["repeat"] in floor]
@@ -285,14 +285,14 @@ def times_floor(results, name, size):
 
 
 def costs(results, name, size):
-    """What servers are compared by: multiples of the floor's cost; microseconds without it."""
+    """What servers are compared by: multiples of the floor's cost, or microseconds without a floor."""
     if results.get("closed", "floor", size):
         return multiples(results, name, size)
     return values(holders(results, name, size), "cpu_us")
 
 
 def overlaps(results, names, size):
-    """Which neighbours in the ranking by cost cannot be told apart."""
+    """The neighbours in the ranking by cost whose ranges overlap."""
     every = [(costs(results, name, size), name) for name in names if name != "floor"]
     ranges = sorted((statistics.median(all_), min(all_), max(all_), name) for all_, name in every if all_)
     return [f"{a[3]} and {b[3]}" for a, b in zip(ranges, ranges[1:]) if b[1] <= a[2]]
@@ -323,12 +323,12 @@ def race_table(results):
                             [[results.label(name), *row.values()] for name, row in rows.items()]))
         pairs = overlaps(results, names, size)
         if pairs:
-            blocks.append("Ranges of the cost overlap, so these are not ranked: " + "; ".join(pairs) + ".")
+            blocks.append("Not ranked, because their ranges of the cost overlap: " + "; ".join(pairs) + ".")
     blocks.append(
-        "Requests, CPU, switches: closed loop. × floor: of the floor's CPU per request in the "
-        f"same turn. Latency: open loop, {RATE:,} messages a second in "
-        "all, from when each was due. ≥: the load generator had no more to give. *: it was late "
-        f"itself. {results.how('closed')} (Latency: of {results.turns('open')}.) {results.where()}")
+        "Requests, CPU, switches: closed loop. × floor: CPU per request in multiples of the floor's in the "
+        f"same turn. Latency: open loop, {RATE:,} messages a second, counted from when each was due. "
+        "≥: the load generator was at its limit. *: it was late itself. "
+        f"{results.how('closed')} (Latency: {results.turns('open')} runs.) {results.where()}")
     return "\n\n".join(blocks)
 
 
@@ -345,7 +345,7 @@ def cost_table(results, names):
               cells(results, name, largest(results, name))["KiB/connection"]] for name in names]
     header = ["CPU µs/request"] + [f"{size:,} connections" for size in SIZES]
     return (table(header + [f"switches/request, {SIZES[0]:,}", "KiB/connection"], lines)
-            + f"\n\nMedians of {results.turns('closed')}. ×: the median of the multiples of the floor's cost in the same turn. "
+            + f"\n\nMedians of {results.turns('closed')} runs. ×: the median of the multiples of the floor's cost in the same turn. "
             + results.where())
 
 
@@ -362,17 +362,17 @@ def summary_table(results):
     header += ["× floor, 10,000", "p99 ms, 1,000", "threads", f"switches/request, {SIZES[-1]:,}", "KiB/connection"]
     late = " *: the load generator was late itself." if any("*" in line[7] for line in lines) else ""
     return (table(header, lines, words=2) + f"\n\nWith 100, 1,000 and 10,000 connections; p99 at {RATE:,} "
-            f"messages a second.{late} Medians of {results.turns('closed')} (p99: of {results.turns('open')}). {results.where()}")
+            f"messages a second.{late} Medians of {results.turns('closed')} runs (p99: {results.turns('open')}). {results.where()}")
 
 
 def chapter_table(number):
-    """The chapter, the one before it, and the yardsticks."""
+    """The chapter, its predecessor, the floor and Go."""
     def make(results):
         names = results.servers("closed")
         mine = next((i for i, name in enumerate(names) if name.startswith(number)), None)
         if mine is None:
             return None
-        before = names[max(0, mine - (2 if number == "06" else 1)):mine]  # 06 is both
+        before = names[max(0, mine - (2 if number == "06" else 1)):mine]  # 06 has two
         return cost_table(results, before + [names[mine]] + [n for n in ("floor", "Go net") if n in names])
     return make
 
@@ -380,9 +380,9 @@ def chapter_table(number):
 def system_table(results):
     names = results.servers("closed")
     rows = [cells(results, name, min(SIZES[1], largest(results, name))) for name in names]
-    return (table(["server", "system share of its CPU time", "CPU µs/request"],
+    return (table(["server", "kernel's share of its CPU time", "CPU µs/request"],
                   [[results.label(name), row["system"], row["CPU µs/request"]] for name, row in zip(names, rows)])
-            + f"\n\n1,000 connections, or as many as it holds. {results.how('closed')} {results.where()}")
+            + f"\n\n1,000 connections, or as many as the server holds. {results.how('closed')} {results.where()}")
 
 
 def idle_table(results):
@@ -390,7 +390,7 @@ def idle_table(results):
     lines = [[f"{idle:,}"] + [three(results.get("idle", name, 10, idle=idle), "cpu_us", 1) for name in names]
              for idle in IDLE]
     return (table(["idle connections"] + [f"{name}, CPU µs/request" for name in names], lines)
-            + f"\n\nTen connections send, each one message at a time. {results.how('idle')} {results.where()}")
+            + f"\n\nTen busy connections, each with one message under way. {results.how('idle')} {results.where()}")
 
 
 def rate_table(results):
@@ -398,7 +398,7 @@ def rate_table(results):
     lines = [[f"{rate:,}"] + [three(rows, "p99_us", 2, 1e-3) + star(rows) for name in names
                               for rows in [results.get("rate", name, 1000, rate=rate)]] for rate in RATES]
     return (table(["messages/s"] + [f"{results.label(name)}, p99 ms" for name in names], lines)
-            + "\n\n1,000 connections, open loop, from when each message was due. *: the load "
+            + "\n\n1,000 connections, open loop, counted from when each message was due. *: the load "
             f"generator was late itself. {results.how('rate')} {results.where()}")
 
 
@@ -407,7 +407,7 @@ def memory_table(results):
              [middle(results.get("memory", name, 1, idle=idle - 1), "resident_kib", 1, 1 / 1024)
               for idle in MEMORY] for name in results.servers("memory")]
     return (table(["resident MiB with"] + [f"{idle:,} connections" for idle in MEMORY], lines)
-            + f"\n\nOf the whole process; every connection has been answered once and is silent. {results.where()}")
+            + f"\n\nMemory of the whole process; every connection has been answered once and is silent. {results.where()}")
 
 
 def slow_table(results):
@@ -415,8 +415,8 @@ def slow_table(results):
                                   for field in ("p50_us", "p99_us", "max_us")]
              for name in results.servers("slow") for slow in (0, 1)]
     return (table(["server", "slow clients", "p50 ms", "p99 ms", "max ms"], lines)
-            + "\n\nWhat 100 quick clients wait, 2,000 messages a second in all, beside a client "
-            f"whose requests take 300 ms each. {results.how('slow')} {results.where()}")
+            + "\n\nLatency of 100 quick clients, which send 2,000 messages a second together, beside a "
+            f"client whose requests take 300 ms each. {results.how('slow')} {results.where()}")
 
 
 TABLES = {"summary": ("closed", summary_table), "race": ("closed", race_table), "system": ("closed", system_table),
@@ -433,23 +433,23 @@ CHART_TEXTS = {  # alternative texts
     "memory": "resident memory against the number of connections",
 }
 CURVES = {  # title, labels of the axes, x, the setting of x, y and its unit, more for gnuplot
-    "rate": ("Latency against offered rate, 1,000 connections", "messages per second, in thousands",
+    "rate": ("Latency against rate of messages, 1,000 connections", "messages per second, in thousands",
              "p99 latency, ms (log scale)", RATES, lambda x: {"clients": 1000, "rate": x}, "p99_us", 1e-3,
              "set logscale y"),
-    "idle": ("The cost of those who say nothing", "idle connections beside 10 busy ones, in thousands",
+    "idle": ("CPU time per request beside idle connections", "idle connections beside 10 busy ones, in thousands",
              "CPU time per request, µs", IDLE, lambda x: {"clients": 10, "idle": x}, "cpu_us", 1, "set yrange [0:*]"),
-    "memory": ("Memory of silent connections", "connections, in thousands", "resident memory, MiB (log scale)",
+    "memory": ("Memory of idle connections", "connections, in thousands", "resident memory, MiB (log scale)",
                MEMORY, lambda x: {"clients": 1, "idle": x - 1}, "resident_kib", 1 / 1024, "set logscale y"),
 }
 
 
 def spread(numbers):
-    """Median, lowest and highest, as gnuplot wants them."""
+    """Median, lowest and highest, in gnuplot's order."""
     return (statistics.median(numbers), min(numbers), max(numbers)) if numbers else ("NaN",) * 3
 
 
 def gnuplot(name, results, title, ylabel, blocks, plots, more):
-    """blocks: for $d0, $d1 … their lines, each a list of words."""
+    """blocks: the lines of $d0, $d1 …, each a list of words."""
     m = results.machine
     data = "".join(f"$d{i} << EOD\n" + "".join(" ".join(map(str, line)) + "\n" for line in block) + "EOD\n"
                    for i, block in enumerate(blocks))
@@ -474,7 +474,7 @@ def draw_cost(results):
              for name in results.servers("closed") if name != "01-blocking"]
     bars = [f"$d0 using {2 + 3 * i}:{3 + 3 * i}:{4 + 3 * i}:xtic(1) title '{size:,} connections' lc rgb '{shade}'"
             for i, (size, shade) in enumerate(zip(SIZES, ("#9ecae1", "#4292c6", "#084594")))]
-    gnuplot("cost", results, "What a 64-byte message costs the server", "CPU time per request, µs", [lines], bars,
+    gnuplot("cost", results, "CPU time per request of 64 bytes", "CPU time per request, µs", [lines], bars,
             "set yrange [0:*]\nset grid y lc rgb '#cccccc'\nset style data histograms\n"
             "set style histogram errorbars gap 1 lw 1\nset style fill solid border -1\n"
             "set xtics rotate by -30 noenhanced")
@@ -496,7 +496,7 @@ def draw_curves(chart, results):
 
 def draw_charts(results):
     if not shutil.which("gnuplot"):
-        print("gnuplot is not installed, so there are no new charts (Debian: gnuplot-nox)")
+        print("gnuplot is not installed: no new charts (Debian: gnuplot-nox)")
         return
     for name in CHART_TEXTS:
         if results.servers("closed" if name == "cost" else name):
@@ -513,7 +513,7 @@ MARKED = re.compile(r"(<!-- bench:([a-z0-9-]+) -->\n)(.*?)(<!-- /bench -->)", re
 
 
 def filling(name, readme, results):
-    """What belongs between the markers; None if it was not measured."""
+    """The text between the markers; None if it was not measured."""
     chart = name.removeprefix("chart-")
     if name != chart and chart in CHART_TEXTS:
         path = CHARTS / f"{chart}.svg"
@@ -551,12 +551,12 @@ def report(out, keep):
         rewrite(results)
 
 
-# --- whether two measurements say the same --------------------------------------------
+# --- comparing two measurements -------------------------------------------------------
 
 
 def agree(one, other):
-    """CPU per request, in multiples of the floor's: within 15 %, and ranked alike where the
-    ranges are apart. Returns how often it is not so."""
+    """Compares CPU per request, in multiples of the floor's. Returns how many figures differ by
+    more than 15 %, plus how many pairs changed places though their ranges are apart."""
     a, b = Results(one), Results(other)
     bad = 0
     for size in SIZES:
@@ -567,7 +567,7 @@ def agree(one, other):
             far = abs(second / first - 1) > 0.15
             bad += far
             print(f"{size:>7,}  {n:<20}{first:>8.2f}{second:>8.2f}{second / first:>8.2f}"
-                  f"{'   further apart than 15 %' if far else ''}")
+                  f"{'   differ by more than 15 %' if far else ''}")
         for n, (first, second) in both.items():
             for m, (first_m, second_m) in both.items():
                 if max(first) < min(first_m) and min(second) > max(second_m):
@@ -591,16 +591,16 @@ def main():
     if options.agree:
         sys.exit(1 if agree(*options.agree) else 0)
     if options.repeats < 1:
-        parser.error("--repeats is 1 or more")
+        parser.error("--repeats must be 1 or more")
     out = options.out or ROOT / "build" / (f"bench-{options.only}" if options.only else "bench")
     try:
         if not options.report:
             measure_all(out, options.repeats, options.only)
         report(out, options.keep)
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; what was measured is in {out}")
+        sys.exit(f"\nstopped; the finished runs are in {out}")
     except FileNotFoundError as missing:
-        sys.exit(f"bench.py: {missing.filename} is missing: was it measured?")
+        sys.exit(f"bench.py: {missing.filename} is missing: has it been measured?")
 
 
 if __name__ == "__main__":

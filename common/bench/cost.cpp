@@ -1,12 +1,12 @@
-// What a 64-byte message costs two servers, measured in turns in one run.
+// Compares what a 64-byte message costs two servers. Measures them in turns.
 //
 //   build/common/cost build/04-epoll/server build/common/floor-server
 //   build/common/cost --idle 10000 build/04-epoll/server
 //   build/common/cost "build/08-netpoller/server --workers 1" build/common/floor-server
 //
-// With two programs: each at 100, 1,000 and 10,000 clients, under the closed loop of
-// `./tour bench`. With --idle: one program, 100 busy clients, alone and beside so many idle
-// ones. The machine's speed drifts, so what counts is the ratio, the median over the pairs.
+// Two programs: with 100, 1,000 and 10,000 clients each, in the closed loop of `./tour
+// bench`. One program: 100 busy clients, alone and beside --idle others. The machine's
+// speed drifts, so the ratio counts, which is the median of the pairs' ratios.
 #include <fmt/core.h>
 
 #include <chrono>
@@ -21,7 +21,7 @@
 
 namespace {
 
-// "build/08-netpoller/server --workers 1": a program and its flags, with spaces between.
+// "build/08-netpoller/server --workers 1": a program and its flags, divided by spaces.
 Command command_of(const std::string& words) {
   Command command;
   std::istringstream stream(words);
@@ -36,10 +36,10 @@ double cost_of(const std::string& program, std::size_t clients) {
   plan.duration = std::chrono::milliseconds(500);
   const Measurement m = measure(command_of(program), plan);
   if (m.load.held < clients)
-    fail("{}: holds {} of {} clients: {}", program, m.load.held, clients, m.load.first_problem);
+    fail("{} serves {} of {} clients: {}", program, m.load.held, clients, m.load.first_problem);
   if (m.load.mismatched_bytes > 0)
     fail("{}: {} bytes came back changed", program, m.load.mismatched_bytes);
-  if (m.cpu_us == 0) skip("without /proc it cannot be seen what a server uses");
+  if (m.cpu_us == 0) skip("without /proc, the CPU time of a server is unknown");
   return m.cpu_us;
 }
 
@@ -52,10 +52,10 @@ int main(int argc, char** argv) {
   std::size_t busy = 100;
   Options options(
       "Compares what a message costs: SERVER and OTHER, or SERVER beside idle clients.");
-  options.add("pairs", pairs, "measurements of each, taken in turns");
-  options.add("clients", clients, "clients of two servers; without it 100, 1,000 and 10,000");
-  options.add("idle", idle, "idle clients beside the busy ones, when only one SERVER is given");
-  options.add("busy", busy, "clients that send beside the idle ones");
+  options.add("pairs", pairs, "measurements of each server, taken in turns");
+  options.add("clients", clients, "clients, for two servers (default: 100, 1,000 and 10,000)");
+  options.add("idle", idle, "idle clients beside the busy ones, for one server");
+  options.add("busy", busy, "busy clients, for one server");
   const std::vector<std::string> programs = options.parse_command(argc, argv);
   try {
     if (programs.size() == 1) {

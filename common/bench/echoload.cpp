@@ -1,13 +1,13 @@
-// Two programs from one source. Both load an echo server and say how fast it answers;
-// `measure` also starts the server by a command, and says what the server used.
+// Two programs from one source. Both load an echo server and print how fast it answers.
+// `measure` also starts the server by a command, and prints what the server used.
 //
 //   build/common/echoload --clients 1000 127.0.0.1:8080                  closed loop
 //   build/common/echoload --clients 1000 --rate 20000 127.0.0.1:8080     open loop
 //   build/common/measure --clients 1 --idle 10000 build/04-epoll/server
 //   build/common/measure --rate 20000 go-net-server -address 127.0.0.1:{port}
 //
-// load.h says what the two loops measure. `measure` prints one JSON object; ./tour bench
-// is made of many of these. The exit code is 1 if bytes came back changed, or none came back.
+// load.h explains the two loops. `measure` prints one JSON object; ./tour bench collects
+// hundreds of them. The exit code is 1 if a byte came back changed, or none came back.
 #include <fmt/core.h>
 
 #include <charconv>
@@ -31,7 +31,7 @@ constexpr bool kStartsServer = false;
 double us(std::uint64_t ns) { return static_cast<double>(ns) / 1e3; }
 double ms(std::uint64_t ns) { return static_cast<double>(ns) / 1e6; }
 
-// "127.0.0.1:8080", "[::1]:8080", "localhost:8080". False if the text is none of these.
+// Accepts "127.0.0.1:8080", "[::1]:8080" and "localhost:8080". Returns false otherwise.
 bool parse_target(std::string_view text, std::string& host, std::uint16_t& port) {
   const std::size_t colon = text.rfind(':');
   if (colon == std::string_view::npos || colon == 0) return false;
@@ -44,14 +44,15 @@ bool parse_target(std::string_view text, std::string& host, std::uint16_t& port)
 
 void add_flags(Options& options, LoadPlan& plan) {
   options.add("clients", plan.clients, "connections that send");
-  options.add("idle", plan.idle, "connections that say nothing, beside them");
-  options.add("slow", plan.slow, "connections whose requests begin with '#', for a --work server");
+  options.add("idle", plan.idle, "idle connections beside them");
+  options.add("slow", plan.slow,
+              "connections that ask for slow work (#), for a server with --work");
   options.add("size", plan.size, "bytes of a message");
-  options.add("threads", plan.threads, "threads that the connections are shared out to");
-  options.add("depth", plan.depth, "messages under way on a connection, in a closed loop");
-  options.add("rate", plan.rate, "messages a second in all; without it a closed loop");
-  options.add("warmup", plan.warmup, "load before what is measured");
-  options.add("duration", plan.duration, "what is measured");
+  options.add("threads", plan.threads, "threads of the generator; they share the connections");
+  options.add("depth", plan.depth, "messages under way on a connection (closed loop)");
+  options.add("rate", plan.rate, "messages a second on all connections; without it a closed loop");
+  options.add("warmup", plan.warmup, "time of load before measuring begins");
+  options.add("duration", plan.duration, "time of measuring");
 }
 
 std::string as_text(const LoadPlan& plan, const LoadResult& r) {
@@ -81,7 +82,7 @@ std::string as_text(const LoadPlan& plan, const LoadResult& r) {
          (why.empty() ? "\n" : fmt::format("\nThe generator was the bottleneck: {}.\n", why));
 }
 
-// One object. Nothing needs to be escaped: the texts are strerror's and ours.
+// One JSON object. The texts are strerror's and ours: nothing in them needs an escape.
 std::string as_json(const LoadPlan& plan, const Measurement& m) {
   const LoadResult& r = m.load;
   std::string text = fmt::format(
@@ -124,24 +125,23 @@ int main(int argc, char** argv) {
   LoadPlan plan;
   bool json = kStartsServer;
   Options options(kStartsServer
-                      ? "Starts a server by CMD, loads it, and prints what came of it as JSON."
-                      : "Loads the echo server at HOST:PORT, and says how fast it answers.");
+                      ? "Starts the server CMD, loads it, and prints its figures as JSON."
+                      : "Loads the echo server at HOST:PORT, and prints how fast it answers.");
   add_flags(options, plan);
   if (!kStartsServer) options.add("json", json, "print one JSON object");
   const std::vector<std::string> rest = options.parse_command(argc, argv);
   std::string host;
   std::uint16_t port = 0;
   if (rest.empty()) {
-    return misuse(argv[0], kStartsServer ? "the command of a server is needed, after the flags"
-                                         : "one HOST:PORT is needed, after the flags");
+    return misuse(argv[0], kStartsServer ? "no command to start a server with, after the flags"
+                                         : "no HOST:PORT after the flags");
   }
   if (!kStartsServer && (rest.size() > 1 || !parse_target(rest[0], host, port))) {
     return misuse(argv[0], fmt::format("'{}' is not HOST:PORT", fmt::join(rest, " ")));
   }
-  if (plan.threads > plan.clients)
-    return misuse(argv[0], "there are more --threads than --clients");
+  if (plan.threads > plan.clients) return misuse(argv[0], "more --threads than --clients");
   if (plan.rate > 0 && plan.depth > 1) {
-    return misuse(argv[0], "--depth is of a closed loop, --rate of an open one");
+    return misuse(argv[0], "--depth is for a closed loop, --rate for an open one");
   }
   try {
     plan.on_progress = show_progress;

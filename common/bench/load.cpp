@@ -20,7 +20,7 @@ using Seconds = std::chrono::duration<double>;
 
 namespace {
 
-constexpr nanoseconds kDrain = 2s;  // how long the last answers are waited for
+constexpr nanoseconds kDrain = 2s;  // the longest wait for the last answers
 
 std::uint64_t to_ns(Clock::duration duration) {
   return static_cast<std::uint64_t>(std::max<std::int64_t>(0, nanoseconds(duration).count()));
@@ -33,9 +33,9 @@ nanoseconds cpu_of_this_thread() {
 }
 
 struct Schedule {
-  Clock::time_point start;  // of the warm-up
-  Clock::time_point begin;  // of what is measured
-  Clock::time_point end;
+  Clock::time_point start;  // the warm-up begins
+  Clock::time_point begin;  // the measured time begins
+  Clock::time_point end;    // and ends
   bool measures(Clock::time_point due) const { return due >= begin && due < end; }
 };
 
@@ -50,11 +50,7 @@ class Worker final : public Clients {
   void connect() {
     connect_later(number_, plan_.threads, plan_.clients + plan_.slow + plan_.idle, plan_.size);
     drive(plan_.give_up);
-    result_.unserved = unopened();
-    for (const Connection& c : connections_) {
-      if (c.socket && due(c) > 0) ++result_.unserved;
-    }
-    keep_served();
+    result_.unserved = unopened() + keep_served() - result_.refused;
     for (const Connection& c : connections_) {
       if (is_quick(c)) ++quick_;
       if (!is_idle(c)) continue;
@@ -66,11 +62,11 @@ class Worker final : public Clients {
     connecting_ = false;
   }
 
-  // The load, and then the wait for what is still under way.
+  // Sends by the schedule, then waits for what is still under way.
   void run(const Schedule& schedule) {
-    if (quick_ == 0) return;  // none of this thread's connections is served
+    if (quick_ == 0) return;  // no connection of this thread is served
 #ifdef __linux__
-    ::prctl(PR_SET_TIMERSLACK, 1);  // else sleeps end up to 50 us late, to save wake-ups
+    ::prctl(PR_SET_TIMERSLACK, 1);  // otherwise a sleep may end 50 us late, to save wake-ups
 #endif
     schedule_ = schedule;
     result_.seconds = Seconds(schedule.end - schedule.begin).count();
@@ -122,7 +118,7 @@ class Worker final : public Clients {
 
   std::size_t chunk() override { return 64 * 1024; }
 
-  // The connection's bytes, without the '#' that means slow work. Slow ones send nothing else.
+  // '#' means slow work: slow connections send nothing else, the others never send it.
   void fill(const Connection& c, std::uint64_t offset, std::span<char> out) override {
     if (is_slow(c)) return std::fill(out.begin(), out.end(), '#');
     Clients::fill(c, offset, out);
@@ -140,14 +136,14 @@ class Worker final : public Clients {
     return sent_at_[index_of(c) * plan_.depth + message % plan_.depth];
   }
 
-  // When a message of the connection was due. Message 0 was the one that proved it served.
-  // Open loop: the thread's messages go round its connections.
+  // When a message of the connection was due. Message 0 was sent while connecting. Open
+  // loop: the thread's connections take turns.
   Clock::time_point due_at(const Connection& c, std::uint64_t message) {
     if (in_closed_loop(c)) return sent_at(c, message);
     return due_at((message - 1) * quick_ + index_of(c));
   }
 
-  // Sends what is due, but never so much that answers are not read in time.
+  // Sends what is due, but at most kBurst messages, so that answers are read in time.
   void send_due(Clock::time_point now) {
     constexpr int kBurst = 64;
     for (int i = 0; i < kBurst; ++i, ++next_due_, now = Clock::now()) {
@@ -159,7 +155,7 @@ class Worker final : public Clients {
         queue(c, now);
         flush(c);
       } else if (schedule_.measures(due)) {
-        ++result_.unanswered;  // its connection is broken
+        ++result_.unanswered;  // the connection is broken
       }
     }
   }
@@ -197,7 +193,7 @@ class Worker final : public Clients {
     if (!connecting_) give_up(c, Clock::now());
   }
 
-  // The connection's messages that are not answered by now never will be.
+  // Counts the connection's messages that have no answer yet as unanswered.
   void give_up(const Connection& c, Clock::time_point now) {
     if (!is_quick(c)) return;
     auto message = c.received / plan_.size;
@@ -227,7 +223,7 @@ class Worker final : public Clients {
   bool connecting_ = true;
   std::uint64_t next_due_ = 0;  // open loop: which of the thread's messages is next
   LoadResult result_;
-  nanoseconds cpu_before_{-1};  // when measuring began; -1: it has not
+  nanoseconds cpu_before_{-1};  // when measuring began; -1 before
   Clock::time_point cpu_since_;
 };
 
@@ -290,16 +286,16 @@ double LoadResult::requests_per_second() const {
 std::string LoadResult::bottleneck() const {
   constexpr double kBusy = 0.9;
   constexpr std::uint64_t kLate = 1'000'000;  // ns
-  // Where it was late by a small part of the latency, it did not decide that.
+  // A lateness that is a small part of the latency does not decide it.
   const std::uint64_t late = lateness.quantile(0.99);
   if (late > kLate && late > latency.quantile(0.99) / 4) {
     return fmt::format(
-        "it fell behind its schedule: half of the messages left more than {:.1f} ms after they "
-        "were due, 1 % more than {:.1f} ms",
+        "it fell behind its schedule: half of the messages left more than {:.1f} ms late, 1 % more "
+        "than {:.1f} ms late",
         static_cast<double>(lateness.quantile(0.5)) / 1e6, static_cast<double>(late) / 1e6);
   }
   if (cpu_share >= kBusy) {
-    return fmt::format("its busiest thread used {:.0f} % of a core, so the server may do more",
+    return fmt::format("its busiest thread used {:.0f} % of a core, so the server may be faster",
                        100 * cpu_share);
   }
   return {};
@@ -308,7 +304,7 @@ std::string LoadResult::bottleneck() const {
 LoadResult run_load(const Address& server, const LoadPlan& plan) {
   ignore_sigpipe();
   const std::size_t all = plan.clients + plan.idle + plan.slow;
-  const std::size_t need = all + 50;  // for the program itself
+  const std::size_t need = all + 50;  // the program itself needs some
   if (const std::size_t limit = raise_descriptor_limit(); limit < need) {
     throw StartupError(
         fmt::format("{} connections need {} descriptors, and the limit is {}", all, need, limit));

@@ -11,7 +11,7 @@ double us(std::chrono::nanoseconds time) {
   return std::chrono::duration<double, std::micro>(time).count();
 }
 
-// All zero where there is no /proc.
+// All zero without /proc.
 Usage usage_of(const ServerProcess& server) {
   try {
     return server.usage();

@@ -1,11 +1,10 @@
-// ./tour: every server of the chapters that runs here, and two others, under load.
+// ./tour: loads every server of the chapters that runs here, and two others.
 //
 //   build/common/race build        (the folder that holds 01-blocking/server …)
 //
-// With each number of connections a server is loaded twice: in a closed loop, for what a
-// message costs, and in an open loop at a rate that is the same for all, for how long an
-// answer takes (load.h says why). A row is printed as soon as it is known. At the end
-// stands what the table says.
+// Each server is loaded twice with each number of connections: in a closed loop for what a
+// message costs, and in an open loop for how long an answer takes (load.h says why). Each
+// row is printed at once. The last lines rank the servers.
 #include <fmt/format.h>
 #include <sys/utsname.h>
 
@@ -30,7 +29,7 @@ struct Contender {
   std::string model;
   std::vector<std::string> argv;  // from the build folder
   std::string limit = {};         // why it may not hold all connections
-  std::string out = {};           // why it does not run, or no longer; empty if it does
+  std::string out = {};           // why it does not run, or no longer; otherwise empty
   std::vector<std::string> environment = {};
 };
 
@@ -47,19 +46,22 @@ std::string grouped(std::size_t number) {
                        : fmt::format("{},{:03}", grouped(number / 1000), number % 1000);
 }
 
-// Those that are built here, and those that are skipped here, with the reason.
+// The servers that are built here, and those that are skipped here, with the reason.
 std::vector<Contender> contenders(const std::string& build) {
   std::vector<Contender> all = {
-      {"01-blocking", "one client at a time", {}, "it serves one client, and the others wait"},
+      {"01-blocking", "one client at a time", {}, "it serves one client at a time"},
       {"02-thread-per-conn", "a thread for each", {}, "no more threads or descriptors"},
-      {"03-select", "one thread, select", {}, "FD_SETSIZE: select can watch no larger descriptor"},
+      {"03-select",
+       "one thread, select",
+       {},
+       "FD_SETSIZE: select cannot watch a larger descriptor"},
       {"04-epoll", "one thread, epoll", {}},
       {"05-kqueue", "one thread, kqueue", {}},
       {"06-event-loop", "event loop", {}},
       {"07-worker-pool", "event loop, workers", {}},
       {"08-netpoller", "parked coroutines", {}},
       {"floor", "bare epoll, no state", {"common/floor-server"}},
-      // Since Go 1.24 its listeners speak Multipath TCP unless told not to, which costs.
+      // Since Go 1.24 listeners use Multipath TCP unless told otherwise, which costs time.
       {"Go net",
        "goroutines",
        {"common/go-net-server", "-address", "127.0.0.1:{port}"},
@@ -88,7 +90,7 @@ Measurement under(const Contender& contender, LoadPlan plan) {
   return m;
 }
 
-// What became of the connections that are not held, or did not last.
+// Why connections are missing: refused, not served or broken.
 std::string losses(const Contender& contender, const LoadResult& load) {
   std::vector<std::string> parts;
   if (load.refused > 0) parts.push_back(grouped(load.refused) + " refused");
@@ -103,7 +105,7 @@ constexpr const char* kColumns =
 
 std::string in_ms(std::uint64_t ns) { return fmt::format("{:.2f}", static_cast<double>(ns) / 1e6); }
 
-// "-" for what could not be found out (without /proc).
+// "-" where the figure is unknown (without /proc).
 std::string number(double value, int digits) {
   return value > 0 ? fmt::format("{:.{}f}", value, digits) : "-";
 }
@@ -124,7 +126,7 @@ void print(const Row& row) {
 }
 
 // Loads the contender in both loops, adds its row and prints it. A server that did not hold
-// all connections is not loaded with more. Throws what keeps it from running.
+// all connections is not loaded with more. Throws Skipped with the reason if it does not run.
 void run(Contender& contender, const LoadPlan& plan, std::size_t rate, std::vector<Row>& rows) {
   if (!contender.out.empty()) skip("{}", contender.out);
   Row row{.contender = &contender, .clients = plan.clients};
@@ -144,8 +146,8 @@ void run(Contender& contender, const LoadPlan& plan, std::size_t rate, std::vect
   if (!note.empty()) fmt::print("{:<23}({})\n", "", note);
 }
 
-// "04-epoll 3.1, 03-select 3.3 …": the servers by a figure of theirs, the least first. Rows
-// whose figure is 0 have none (no /proc, or a generator that was late).
+// "04-epoll 3.1, 03-select 3.3 …": the servers sorted by a figure. A figure of 0 is unknown
+// (no /proc, or the generator was late) and is left out.
 std::string ranked(std::vector<Row> rows, const std::function<double(const Row&)>& figure) {
   std::erase_if(rows, [&](const Row& row) { return figure(row) <= 0; });
   std::sort(rows.begin(), rows.end(),
@@ -154,23 +156,24 @@ std::string ranked(std::vector<Row> rows, const std::function<double(const Row&)
   for (const Row& row : rows) {
     parts.push_back(fmt::format("{} {:.2f}", row.contender->name, figure(row)));
   }
-  return parts.empty() ? "this run cannot tell" : fmt::format("{}", fmt::join(parts, ", "));
+  return parts.empty() ? "unknown" : fmt::format("{}", fmt::join(parts, ", "));
 }
 
-// Of the largest number of connections that some server held.
+// Ranks the servers that held the largest number of connections.
 void print_meaning(std::vector<Row> rows) {
   std::size_t most = 0;
   std::erase_if(rows, [](const Row& row) { return row.closed.load.held < row.clients; });
   for (const Row& row : rows) most = std::max(most, row.clients);
   std::erase_if(rows, [&](const Row& row) { return row.clients < most; });
-  // Where the generator was late, its lateness is in the latency, and nothing can be said.
+  if (rows.size() < 2) return;
+  // A latency that includes the generator's own lateness is not the server's.
   const auto p99 = [](const Row& row) {
     const LoadResult& open = row.open.load;
     return open.bottleneck().empty() ? static_cast<double>(open.latency.quantile(0.99)) / 1e6 : 0;
   };
   fmt::print(
-      "\nWhat it says of {} connections (one run: differences below 15 % mean nothing)\n"
-      "  {} servers held all\n  CPU us    {}\n  p99 ms    {}\n  KiB/conn  {}\n",
+      "\nRanking with {} connections (in one run, differences below 15 % mean nothing)\n"
+      "  {} servers held them all\n  CPU us    {}\n  p99 ms    {}\n  KiB/conn  {}\n",
       grouped(most), rows.size(), ranked(rows, [](const Row& row) { return row.closed.cpu_us; }),
       ranked(rows, p99),
       ranked(rows, [](const Row& row) { return row.closed.kib_per_connection; }));
@@ -184,9 +187,9 @@ int main(int argc, char** argv) {
   plan.duration = std::chrono::milliseconds(1000);
   plan.give_up = std::chrono::milliseconds(500);
   std::size_t rate = 20'000;
-  Options options("Races the servers under the folder BUILD with 100, 1,000 and 10,000 clients.");
-  options.add("rate", rate, "open loop: messages a second in all");
-  options.add("duration", plan.duration, "of each measurement; there are two in a row");
+  Options options("Loads the servers in the folder BUILD with 100, 1,000 and 10,000 clients.");
+  options.add("rate", rate, "messages a second on all connections, in the open loop");
+  options.add("duration", plan.duration, "time of each measurement; a row needs two");
   const std::vector<std::string> arguments = options.parse_command(argc, argv);
   if (arguments.size() != 1) {
     fmt::print(stderr, "usage: {} [flags] BUILD    (flags: --help)\n", argv[0]);
@@ -194,15 +197,15 @@ int main(int argc, char** argv) {
   }
   std::vector<Contender> all = contenders(arguments[0]);
   if (all.empty()) {
-    fmt::print(stderr, "{}: no server is under {}\n", argv[0], arguments[0]);
+    fmt::print(stderr, "{}: no server in {}\n", argv[0], arguments[0]);
     return 1;
   }
   utsname system = {};
   ::uname(&system);
   fmt::print(
       "{} cores, {} {} {}; servers and the load generator share them.\n"
-      "64-byte messages. Requests, CPU and switches: closed loop, one message of each connection\n"
-      "under way. Latency: open loop, {} messages a second in all, from when each was due.\n",
+      "64-byte messages. Requests, CPU and switches: closed loop, one message under way on each\n"
+      "connection. Latency: open loop, {} messages a second, counted from when each was due.\n",
       std::thread::hardware_concurrency(), static_cast<const char*>(system.sysname),
       static_cast<const char*>(system.release), static_cast<const char*>(system.machine),
       grouped(rate));
@@ -232,10 +235,10 @@ int main(int argc, char** argv) {
     }
   }
   fmt::print(
-      "\nOf the server, per request: CPU us, the kernel's share of it, context switches.\n"
+      "\nThe server's, per request: CPU us, sys% (the kernel's share of it), context switches.\n"
       "KiB/conn: resident memory of an idle connection.\n"
-      "≥: the load generator was at its limit; the server may do more.\n"
-      "*: the load generator itself was late, because it lacked a core: latencies are too high.\n");
+      "≥: the load generator was at its limit; the server may be faster.\n"
+      "*: the load generator lacked a core and was late itself; latencies are too high.\n");
   print_meaning(rows);
   return failed ? 1 : 0;
 }

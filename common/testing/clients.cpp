@@ -64,7 +64,7 @@ void Clients::connect_later(std::size_t first, std::size_t step, std::size_t end
 }
 
 void Clients::open(std::size_t number) {
-  Connection c;
+  Connection& c = connections_.emplace_back();
   c.number = number;
   try {
     const auto source = source_for(server_, number);
@@ -72,9 +72,8 @@ void Clients::open(std::size_t number) {
   } catch (const std::system_error& error) {
     return lost(c, error.what());
   }
-  connections_.push_back(std::move(c));
-  expect(connections_.back(), greeting_);
-  watch(connections_.back());
+  expect(c, greeting_);
+  watch(c);
 }
 
 bool Clients::drive(milliseconds still) {
@@ -177,15 +176,16 @@ void Clients::lose(Connection& c, const std::string& how) {
   c.socket.reset();
 }
 
-void Clients::keep_served() {
-  std::erase_if(connections_,
-                [](const Connection& c) { return !c.socket || c.received < c.target; });
+std::size_t Clients::keep_served() {
+  const std::size_t forgotten = std::erase_if(
+      connections_, [](const Connection& c) { return !c.socket || c.received < c.target; });
   under_way_ = 0;
   waiter_ = Waiter();  // the places in connections_ are new
   for (Connection& c : connections_) {
     c.watched = 0;
     watch(c);
   }
+  return forgotten;
 }
 
 void Clients::close_all(bool reset) {

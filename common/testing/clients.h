@@ -58,8 +58,9 @@ class Clients {
   void flush(Connection& c);
   void receive(Connection& c);
   void watch(Connection& c);
-  // Forgets the connections whose target is not reached. The others move up.
-  void keep_served();
+  // Forgets the connections whose target is not reached; the others move up. Returns how
+  // many were forgotten.
+  std::size_t keep_served();
   // Disconnects all: FIN, or RST.
   void close_all(bool reset);
 
