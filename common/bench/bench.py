@@ -38,9 +38,6 @@ READMES = ("README.md", "common/bench/README.md", "0?-*/README.md")
 EXPERIMENTS = ("closed", "open", "rate", "idle", "memory", "slow")
 SIZES = (100, 1000, 10000)
 RATE = 20000  # messages a second, for the latencies of the race
-RATES = (5000, 10000, 20000, 40000, 60000, 80000, 100000)
-IDLE = (0, 100, 300, 600, 900, 3000, 9000)
-MEMORY = (1000, 2000, 5000, 10000)
 
 # Colours that the colour-blind can distinguish (Okabe and Ito), on white: legible in light and dark.
 Server = collections.namedtuple("Server", "model colour command how", defaults=("",))
@@ -69,6 +66,28 @@ VERSIONS = {"Go net": (["go", "env", "GOVERSION"], r"(\S+)"),
             "cloudwego netpoll": (["cat", "common/bench/peers/cloudwego/go.mod"], r"cloudwego/netpoll (\S+)"),
             "libuv": (["build/common/libuv-server", "--help"], r"libuv ([0-9.]+)"),
             "Asio": (["build/common/asio-server", "--help"], r"Asio ([0-9.]+)")}
+
+# What is measured against a number x: as a table and as a chart.
+Curve = collections.namedtuple("Curve", "xs servers flags field scale digits corner caption title xlabel ylabel more")
+CURVES = {
+    "rate": Curve((5000, 10000, 20000, 40000, 60000, 80000, 100000),
+                  ("02-thread-per-conn", "03-select", "04-epoll", "08-netpoller", "Go net"),
+                  lambda x: {"clients": 1000, "rate": x}, "p99_us", 1e-3, 2, "p99 ms at messages/s",
+                  "1,000 connections, open loop, counted from when each message was due. *: the load generator was late itself.",
+                  "Latency against rate of messages, 1,000 connections", "messages per second, in thousands",
+                  "p99 latency, ms (log scale)", "set logscale y"),
+    "idle": Curve((0, 100, 300, 600, 900, 3000, 9000), ("03-select", "04-epoll", "05-kqueue"),
+                  lambda x: {"clients": 10, "idle": x}, "cpu_us", 1, 1, "CPU µs/request beside idle connections",
+                  "Ten busy connections, each with one message under way.",
+                  "CPU time per request beside idle connections", "idle connections beside 10 busy ones, in thousands",
+                  "CPU time per request, µs", "set yrange [0:*]"),
+    "memory": Curve((1000, 2000, 5000, 10000), [n for n in SERVERS if n not in ("01-blocking", "03-select", "floor")],
+                    lambda x: {"clients": 1, "idle": x - 1, "duration": "100ms"}, "resident_kib", 1 / 1024, 1,
+                    "resident MiB with connections",
+                    "Memory of the whole process; every connection has been answered once and is silent.",
+                    "Memory of idle connections", "connections, in thousands", "resident memory, MiB (log scale)",
+                    "set logscale y"),
+}
 
 
 def is_built(name):
@@ -109,17 +128,10 @@ def settings():
     for clients in SIZES:
         yield from (("closed", name, {"clients": clients}, []) for name in SERVERS)
         yield from (("open", name, {"clients": clients, "rate": RATE}, []) for name in SERVERS)
-    for rate in RATES:
-        for name in ("02-thread-per-conn", "03-select", "04-epoll", "08-netpoller", "Go net"):
-            yield "rate", name, {"clients": 1000, "rate": rate}, []
-    for idle in IDLE:
-        for name in ("03-select", "04-epoll", "05-kqueue"):
-            if name != "03-select" or idle <= 900:
-                yield "idle", name, {"clients": 10, "idle": idle}, []
-    for idle in MEMORY:
-        for name in SERVERS:
-            if name not in ("01-blocking", "03-select", "floor"):
-                yield "memory", name, {"clients": 1, "idle": idle - 1, "duration": "100ms"}, []
+    for experiment, curve in CURVES.items():
+        for x in curve.xs:
+            yield from ((experiment, name, curve.flags(x), []) for name in curve.servers
+                        if (experiment, name) != ("idle", "03-select") or x <= 900)
     for slow in (0, 1):
         for name in ("06-event-loop", "07-worker-pool", "08-netpoller"):
             yield ("slow", name, {"clients": 100, "slow": slow, "rate": 2000, "duration": "3s"},
@@ -206,7 +218,7 @@ class Results:
                 setting = (int(row[flag]) for flag in ("clients", "idle", "rate", "slow"))
                 self.runs[row["experiment"], row["server"], *setting].append(row)
 
-    def get(self, experiment, server, clients, idle=0, rate=0, slow=0):
+    def get(self, experiment, server, clients, idle=0, rate=0, slow=0, **_):
         return self.runs.get((experiment, server, clients, idle, rate, slow), [])
 
     def servers(self, experiment):
@@ -385,29 +397,15 @@ def system_table(results):
             + f"\n\n1,000 connections, or as many as the server holds. {results.how('closed')} {results.where()}")
 
 
-def idle_table(results):
-    names = results.servers("idle")
-    lines = [[f"{idle:,}"] + [three(results.get("idle", name, 10, idle=idle), "cpu_us", 1) for name in names]
-             for idle in IDLE]
-    return (table(["idle connections"] + [f"{name}, CPU µs/request" for name in names], lines)
-            + f"\n\nTen busy connections, each with one message under way. {results.how('idle')} {results.where()}")
-
-
-def rate_table(results):
-    names = results.servers("rate")
-    lines = [[f"{rate:,}"] + [three(rows, "p99_us", 2, 1e-3) + star(rows) for name in names
-                              for rows in [results.get("rate", name, 1000, rate=rate)]] for rate in RATES]
-    return (table(["messages/s"] + [f"{results.label(name)}, p99 ms" for name in names], lines)
-            + "\n\n1,000 connections, open loop, counted from when each message was due. *: the load "
-            f"generator was late itself. {results.how('rate')} {results.where()}")
-
-
-def memory_table(results):
-    lines = [[results.label(name)] +
-             [middle(results.get("memory", name, 1, idle=idle - 1), "resident_kib", 1, 1 / 1024)
-              for idle in MEMORY] for name in results.servers("memory")]
-    return (table(["resident MiB with"] + [f"{idle:,} connections" for idle in MEMORY], lines)
-            + f"\n\nMemory of the whole process; every connection has been answered once and is silent. {results.where()}")
+def curve_table(experiment):
+    def make(results):
+        curve = CURVES[experiment]
+        lines = [[results.label(name)] + [three(rows, curve.field, curve.digits, curve.scale) + (star(rows) if "*" in curve.caption else "")
+                                          for x in curve.xs for rows in [results.get(experiment, name, **curve.flags(x))]]
+                 for name in results.servers(experiment)]
+        return (table([curve.corner] + [f"{x:,}" for x in curve.xs], lines)
+                + f"\n\n{curve.caption} {results.how(experiment)} {results.where()}")
+    return make
 
 
 def slow_table(results):
@@ -420,8 +418,7 @@ def slow_table(results):
 
 
 TABLES = {"summary": ("closed", summary_table), "race": ("closed", race_table), "system": ("closed", system_table),
-          "idle": ("idle", idle_table), "rate": ("rate", rate_table),
-          "memory": ("memory", memory_table), "slow": ("slow", slow_table)}
+          **{name: (name, curve_table(name)) for name in CURVES}, "slow": ("slow", slow_table)}
 TABLES |= {name[:2]: ("closed", chapter_table(name[:2])) for name in SERVERS if name[0] == "0"}
 
 # --- charts ---------------------------------------------------------------------------
@@ -432,17 +429,6 @@ CHART_TEXTS = {  # alternative texts
     "idle": "CPU time per request against the number of idle connections",
     "memory": "resident memory against the number of connections",
 }
-CURVES = {  # title, labels of the axes, x, the setting of x, y and its unit, more for gnuplot
-    "rate": ("Latency against rate of messages, 1,000 connections", "messages per second, in thousands",
-             "p99 latency, ms (log scale)", RATES, lambda x: {"clients": 1000, "rate": x}, "p99_us", 1e-3,
-             "set logscale y"),
-    "idle": ("CPU time per request beside idle connections", "idle connections beside 10 busy ones, in thousands",
-             "CPU time per request, µs", IDLE, lambda x: {"clients": 10, "idle": x}, "cpu_us", 1, "set yrange [0:*]"),
-    "memory": ("Memory of idle connections", "connections, in thousands", "resident memory, MiB (log scale)",
-               MEMORY, lambda x: {"clients": 1, "idle": x - 1}, "resident_kib", 1 / 1024, "set logscale y"),
-}
-
-
 def spread(numbers):
     """Median, lowest and highest, in gnuplot's order."""
     return (statistics.median(numbers), min(numbers), max(numbers)) if numbers else ("NaN",) * 3
@@ -480,18 +466,16 @@ def draw_cost(results):
             "set xtics rotate by -30 noenhanced")
 
 
-def draw_curves(chart, results):
-    title, xlabel, ylabel, xs, setting, field, scale, more = CURVES[chart]
-    blocks, plots = [], []
-    for name in results.servers(chart):
-        found = [(x, values(results.get(chart, name, **setting(x)), field, scale)) for x in xs]
-        if not any(ys for x, ys in found):
-            continue
+def draw_curve(experiment, results):
+    curve, blocks, plots = CURVES[experiment], [], []
+    for name in results.servers(experiment):
+        ys = [(x, values(results.get(experiment, name, **curve.flags(x)), curve.field, curve.scale)) for x in curve.xs]
         data, colour = f"$d{len(blocks)} using", f"lc rgb '{SERVERS[name].colour}'"
         plots.append(f"{data} 1:2 with linespoints {colour} lw 2 pt 7 ps 0.5 title '{results.label(name)}'")
         plots.append(f"{data} 1:2:3:4 with yerrorbars {colour} lw 1 pt 7 ps 0.5 notitle")
-        blocks.append([(x / 1000, *spread(ys)) for x, ys in found if ys])
-    gnuplot(chart, results, title, ylabel, blocks, plots, f"set xlabel '{xlabel}'\nset grid lc rgb '#cccccc'\n{more}")
+        blocks.append([(x / 1000, *spread(y)) for x, y in ys if y])
+    gnuplot(experiment, results, curve.title, curve.ylabel, blocks, plots,
+            f"set xlabel '{curve.xlabel}'\nset grid lc rgb '#cccccc'\n{curve.more}")
 
 
 def draw_charts(results):
@@ -503,7 +487,7 @@ def draw_charts(results):
             if name == "cost":
                 draw_cost(results)
             else:
-                draw_curves(name, results)
+                draw_curve(name, results)
             print(f"{(CHARTS / name).relative_to(ROOT)}.svg")
 
 
