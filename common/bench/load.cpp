@@ -75,11 +75,14 @@ class Worker final : public Clients {
       for (std::size_t i = 0; i < plan_.depth; ++i) queue(c, Clock::now());
       flush(c);
     }
+    const auto cpu_before = cpu_of_this_thread();
     auto now = Clock::now();
     for (;; now = Clock::now()) {
-      note_cpu(now);
       if (plan_.rate != 0) send_due(now);
       const bool over = now >= schedule.end;
+      if (over && result_.cpu_share == 0) {
+        result_.cpu_share = Seconds(cpu_of_this_thread() - cpu_before) / (now - schedule.start);
+      }
       if ((over && under_way_ == 0) || now >= schedule.end + kDrain) break;
       auto until = over ? schedule.end + kDrain : schedule.end;
       if (now < schedule.begin) until = schedule.begin;
@@ -206,15 +209,6 @@ class Worker final : public Clients {
     result_.latency.record(to_ns(now - due));
   }
 
-  void note_cpu(Clock::time_point now) {
-    if (cpu_before_ < 0ns && now >= schedule_.begin) {
-      cpu_before_ = cpu_of_this_thread();
-      cpu_since_ = now;
-    } else if (now >= schedule_.end && result_.cpu_share == 0) {
-      result_.cpu_share = Seconds(cpu_of_this_thread() - cpu_before_) / Seconds(now - cpu_since_);
-    }
-  }
-
   const LoadPlan& plan_;
   const std::size_t number_;
   std::size_t quick_ = 0;                   // connections that send and are not slow
@@ -223,8 +217,6 @@ class Worker final : public Clients {
   bool connecting_ = true;
   std::uint64_t next_due_ = 0;  // open loop: which of the thread's messages is next
   LoadResult result_;
-  nanoseconds cpu_before_{-1};  // when measuring began; -1 before
-  Clock::time_point cpu_since_;
 };
 
 // A thread for each worker, and `meanwhile` on this one. What a worker throws is thrown here.

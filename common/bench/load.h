@@ -71,7 +71,7 @@ struct LoadResult {
   Histogram latency;                   // of measured messages, in ns; for an unanswered one, so far
   Histogram lateness;  // open loop: from when a message was due until it was sent, in ns
 
-  double cpu_share = 0;  // of one core, 0 to 1: used by the busiest thread of the generator
+  double cpu_share = 0;  // of one core, 0 to 1: the generator's busiest thread, with the warm-up
 
   double requests_per_second() const;
   // Why the figures are the generator's limit and not the server's. Empty if they are not.

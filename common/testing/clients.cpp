@@ -90,17 +90,15 @@ bool Clients::drive(milliseconds still) {
 }
 
 void Clients::handle_ready(std::chrono::nanoseconds limit) {
-  for (const Ready& ready : waiter_.wait(limit)) {
-    Connection& c = connections_[ready.owner];
-    if (c.socket && ready.write) {
-      if (const int error = c.sent == 0 ? connect_error(c.socket) : 0) {
-        lose(c, error_text(error));
-      } else {
-        flush(c);
-      }
+  waiter_.wait(limit, [this](std::size_t owner, short events) {
+    Connection& c = connections_[owner];
+    if (c.socket && (events & POLLOUT) != 0) {
+      const int error = c.sent == 0 ? connect_error(c.socket) : 0;
+      if (error == 0) flush(c);
+      if (error != 0) lose(c, error_text(error));
     }
-    if (c.socket && ready.read) receive(c);
-  }
+    if (c.socket && (events & (POLLIN | POLLHUP | POLLERR)) != 0) receive(c);
+  });
 }
 
 void Clients::expect(Connection& c, std::uint64_t bytes) {

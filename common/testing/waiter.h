@@ -16,17 +16,9 @@
 #include "common/testing/outcome.h"
 #ifdef __linux__
 #include <sys/epoll.h>
-#endif
-
-struct Ready {
-  std::size_t owner;
-  bool read;
-  bool write;
-};
 
 class Waiter {
  public:
-#ifdef __linux__
   // Watches the socket for POLLIN, POLLOUT or both. A second call replaces the first.
   void watch(const Fd& fd, std::size_t owner, short events) {
     epoll_event event{};
@@ -41,21 +33,20 @@ class Waiter {
     ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd.get(), nullptr);
   }
 
-  // epoll_wait counts in milliseconds, a schedule in microseconds. A wait below one
+  // Calls handle(owner, events) for each socket that becomes ready within `limit`.
+  // epoll_wait counts in milliseconds, a schedule in microseconds: a wait below one
   // millisecond is a ppoll on the epoll descriptor itself.
-  const std::vector<Ready>& wait(std::chrono::nanoseconds limit) {
-    ready_.clear();
+  template <typename Handle>
+  void wait(std::chrono::nanoseconds limit, Handle handle) {
     int count = take(std::max(0ms, std::chrono::floor<milliseconds>(limit)));
     if (count == 0 && limit > 0ns && limit < 1ms) {
       pollfd entry = {epoll_.get(), POLLIN, 0};
       const timespec time = {0, static_cast<long>(limit.count())};
       if (::ppoll(&entry, 1, &time, nullptr) > 0) count = take(0ms);
     }
-    for (int i = 0; i < count; ++i) {
-      const epoll_event& event = events_[static_cast<std::size_t>(i)];
-      add_ready(static_cast<std::size_t>(event.data.u64), static_cast<short>(event.events));
+    for (std::size_t i = 0; i < static_cast<std::size_t>(std::max(0, count)); ++i) {
+      handle(static_cast<std::size_t>(events_[i].data.u64), static_cast<short>(events_[i].events));
     }
-    return ready_;
   }
 
  private:
@@ -66,7 +57,10 @@ class Waiter {
 
   Fd epoll_{::epoll_create1(EPOLL_CLOEXEC)};
   std::vector<epoll_event> events_ = std::vector<epoll_event>(256);
+};
 #else
+class Waiter {
+ public:
   void watch(const Fd& fd, std::size_t owner, short events) {
     if (entries_.size() <= owner) entries_.resize(owner + 1, {-1, 0, 0});
     entries_[owner] = {fd.get(), events, 0};
@@ -74,23 +68,16 @@ class Waiter {
   void remove(const Fd&, std::size_t owner) { entries_[owner].fd = -1; }
 
   // poll counts in milliseconds. The rest of a millisecond is spent in repeated calls.
-  const std::vector<Ready>& wait(std::chrono::nanoseconds limit) {
-    ready_.clear();
+  template <typename Handle>
+  void wait(std::chrono::nanoseconds limit, Handle handle) {
     const auto most = static_cast<int>(std::max<std::chrono::nanoseconds>(0ns, limit) / 1ms);
-    if (::poll(entries_.data(), static_cast<nfds_t>(entries_.size()), most) <= 0) return ready_;
+    if (::poll(entries_.data(), static_cast<nfds_t>(entries_.size()), most) <= 0) return;
     for (std::size_t i = 0; i < entries_.size(); ++i) {
-      if (entries_[i].revents != 0) add_ready(i, entries_[i].revents);
+      if (entries_[i].revents != 0) handle(i, entries_[i].revents);
     }
-    return ready_;
   }
 
  private:
   std::vector<pollfd> entries_;
-#endif
-  void add_ready(std::size_t owner, short events) {
-    ready_.push_back(
-        {owner, (events & (POLLIN | POLLHUP | POLLERR)) != 0, (events & POLLOUT) != 0});
-  }
-
-  std::vector<Ready> ready_;
 };
+#endif
