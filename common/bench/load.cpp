@@ -223,6 +223,7 @@ class Worker final : public Clients {
 void in_parallel(std::deque<Worker>& workers, const std::function<void(Worker&)>& work,
                  const std::function<void()>& meanwhile) {
   std::vector<std::future<void>> running;
+  running.reserve(workers.size());
   for (Worker& worker : workers) {
     running.push_back(std::async(std::launch::async, [&work, &worker] { work(worker); }));
   }

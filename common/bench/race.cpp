@@ -84,8 +84,7 @@ Measurement under(const Contender& contender, LoadPlan plan) {
     show_progress(fmt::format("{}, {} connections, {} loop: {}", contender.name,
                               grouped(plan.clients), plan.rate == 0 ? "closed" : "open", text));
   };
-  const Measurement m =
-      measure({.argv = contender.argv, .environment = contender.environment}, plan);
+  Measurement m = measure({.argv = contender.argv, .environment = contender.environment}, plan);
   if (m.load.mismatched_bytes > 0) fail("{} bytes came back changed", m.load.mismatched_bytes);
   return m;
 }
@@ -152,11 +151,11 @@ std::string ranked(std::vector<Row> rows, const std::function<double(const Row&)
   std::erase_if(rows, [&](const Row& row) { return figure(row) <= 0; });
   std::sort(rows.begin(), rows.end(),
             [&](const Row& a, const Row& b) { return figure(a) < figure(b); });
-  std::vector<std::string> parts;
+  std::string text;
   for (const Row& row : rows) {
-    parts.push_back(fmt::format("{} {:.2f}", row.contender->name, figure(row)));
+    text += fmt::format("{}{} {:.2f}", text.empty() ? "" : ", ", row.contender->name, figure(row));
   }
-  return parts.empty() ? "unknown" : fmt::format("{}", fmt::join(parts, ", "));
+  return text.empty() ? "unknown" : text;
 }
 
 // Ranks the servers that held the largest number of connections.
