@@ -68,6 +68,7 @@ class Clients {
   virtual std::size_t chunk() = 0;
   // What the connection sends from `offset` on.
   virtual void fill(const Connection& c, std::uint64_t offset, std::span<char> out);
+  // So many bytes came back and have been compared.
   virtual void came(Connection&, std::size_t /*bytes*/) {}
   // The byte at c.received + offset is wrong.
   virtual void wrong(Connection& c, std::size_t offset, char expected, char came) = 0;

@@ -95,7 +95,8 @@ void print_costs(std::size_t count, double first, double second, double ratio) {
 void print_costs_beside_idle(const Command& command, const std::vector<std::size_t>& idle,
                              std::size_t busy, std::size_t messages, std::size_t pairs) {
   fmt::print(
-      "\nmicroseconds of CPU per 64-byte message; busy clients: {}; medians of {}; ratio: of the pairs\n"
+      "\nmicroseconds of CPU per 64-byte message of {} busy clients, medians of {}; ratio: of the "
+      "pairs\n"
       "    idle     none idle   beside idle     ratio\n",
       busy, pairs);
   for (const std::size_t count : idle) {
