@@ -53,7 +53,7 @@ int main(int argc, char** argv) {
   Options options(
       "Compares what a message costs: SERVER and OTHER, or SERVER beside idle clients.");
   options.add("pairs", pairs, "measurements of each server, taken in turns");
-  options.add("clients", clients, "clients, for two servers (default: 100, 1,000 and 10,000)");
+  options.add("clients", clients, "clients, for two servers; 0: 100, 1,000 and 10,000");
   options.add("idle", idle, "idle clients beside the busy ones, for one server");
   options.add("busy", busy, "busy clients, for one server");
   const std::vector<std::string> programs = options.parse_command(argc, argv);
