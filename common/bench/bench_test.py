@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tests what bench.py makes of runs, with runs made up so that the answers are known."""
+"""Tests bench.py with invented runs, so that the answers are known."""
 import csv
 import json
 import pathlib
@@ -47,7 +47,7 @@ class BenchTest(unittest.TestCase):
         self.assertNotIn("≥ 50,000", text)
         self.assertNotIn("Other programs", text)
 
-    def test_a_busy_generator_and_other_programs_are_owned_up_to(self):
+    def test_a_busy_generator_and_other_programs_are_mentioned(self):
         text = bench.race_table(self.results(runs(
             "closed", "04-epoll", 100, [5.0], bottleneck="its busiest thread", others=0.4)))
         self.assertIn("≥ 50,000", text)
@@ -60,19 +60,19 @@ class BenchTest(unittest.TestCase):
         self.assertEqual(bench.overlaps(results, results.servers("closed"), 100),
                          ["03-select and 04-epoll"])
 
-    def test_what_a_turn_cost_all_of_them_is_no_overlap(self):
+    def test_a_slow_turn_for_all_servers_makes_no_overlap(self):
         results = self.results(runs("closed", "floor", 100, [5.0, 7.0]) +
                                runs("closed", "03-select", 100, [5.5, 7.7]) +
                                runs("closed", "04-epoll", 100, [6.0, 8.4]))
         self.assertEqual(bench.overlaps(results, results.servers("closed"), 100), [])
         self.assertIn("| 6.6 (5.5–7.7) | 1.10 (1.10–1.10) |", bench.race_table(results))
 
-    def test_a_server_that_did_not_hold_all_has_no_cost_at_that_size(self):
+    def test_a_server_that_does_not_hold_all_connections_has_no_cost_there(self):
         text = bench.cost_table(self.results(runs("closed", "03-select", 10000, [5.0], held=1018)),
                                 ["03-select"])
         self.assertIn("| 03-select | – | – | – |", text)
 
-    def test_the_cost_in_floors_is_of_the_same_turn(self):
+    def test_multiples_of_the_floor_are_taken_within_a_turn(self):
         results = self.results(runs("closed", "04-epoll", 10000, [5.0, 20.0, 6.6]) +
                                runs("closed", "floor", 10000, [5.0, 10.0, 6.0]))
         self.assertEqual(bench.times_floor(results, "04-epoll", 10000), "1.10")
@@ -80,7 +80,7 @@ class BenchTest(unittest.TestCase):
         self.assertIn("| 04-epoll | – | – | 6.6 (× 1.10) |",
                       bench.cost_table(results, ["04-epoll"]))
 
-    def test_a_chapter_stands_beside_the_one_before(self):
+    def test_a_chapters_table_includes_its_predecessor(self):
         results = self.results([row for name in ("02-thread-per-conn", "03-select", "04-epoll", "floor")
                                 for row in runs("closed", name, 100, [5.0])])
         text = bench.chapter_table("04")(results)
@@ -104,9 +104,9 @@ class BenchTest(unittest.TestCase):
         self.assertTrue(text.endswith("\n<!-- /bench -->\nbetween\n<!-- bench:slow -->\n"
                                       "not measured\n<!-- /bench -->\nafter\n"))
         bench.rewrite(results)
-        self.assertEqual(readme.read_text(), text)  # it can be filled again
+        self.assertEqual(readme.read_text(), text)  # filling twice changes nothing
 
-    def test_two_measurements_agree_or_not(self):
+    def test_two_measurements_are_compared(self):
         def folder(name, select, epoll, speed=1.0):
             self.results(runs("closed", "floor", 100, [speed, speed]) +
                          runs("closed", "03-select", 100, [speed * cost for cost in select]) +
@@ -117,7 +117,7 @@ class BenchTest(unittest.TestCase):
         self.assertEqual(bench.agree(a, folder("s", [5.2, 5.3], [6.2, 6.4], 1.4)), 0)  # a slow machine
         self.assertEqual(bench.agree(a, folder("c", [6.0, 6.1], [6.0, 6.1])), 1)  # 20 % off
         self.assertEqual(bench.agree(a, folder("d", [5.7, 5.7], [5.5, 5.5])), 1)  # the other way round
-        self.assertEqual(bench.agree(a, folder("e", [5.6, 5.8], [5.5, 5.7])), 0)  # not to be told apart
+        self.assertEqual(bench.agree(a, folder("e", [5.6, 5.8], [5.5, 5.7])), 0)  # the ranges overlap
 
     def test_without_a_floor_microseconds_are_compared(self):
         for name, cost in (("a", 5.0), ("b", 6.0)):

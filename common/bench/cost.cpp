@@ -1,16 +1,15 @@
-// What a 64-byte message costs two servers, measured in turns in one run.
+// Compares what a 64-byte message costs two servers. Measures them in turns.
 //
 //   build/common/cost build/04-epoll/server build/common/floor-server
 //   build/common/cost --idle 10000 build/04-epoll/server
 //   build/common/cost "build/08-netpoller/server --workers 1" build/common/floor-server
 //
-// With two programs: each at 100, 1,000 and 10,000 clients, under the closed loop of
-// `./tour bench`. With --idle: one program, 100 busy clients, alone and beside so many idle
-// ones. The machine's speed drifts, so what counts is the ratio, the median over the pairs.
+// Two programs: with 100, 1,000 and 10,000 clients each, in the closed loop of `./tour
+// bench`. One program: 100 busy clients, alone and beside --idle others. The machine's
+// speed drifts, so the ratio counts, which is the median of the pairs' ratios.
 #include <fmt/core.h>
 
 #include <chrono>
-#include <cstdio>
 #include <exception>
 #include <sstream>
 #include <string>
@@ -19,14 +18,10 @@
 #include "common/bench/measure.h"
 #include "common/socket/options.h"
 #include "common/testing/cost.h"
-#include "common/testing/outcome.h"
 
 namespace {
 
-constexpr const char* kHeader = "{:>8}{:>14}{:>14}{:>10}\n";
-constexpr const char* kRow = "{:>8}{:>14.2f}{:>14.2f}{:>10.3f}\n";
-
-// "build/08-netpoller/server --workers 1": a program and its flags, with spaces between.
+// "build/08-netpoller/server --workers 1": a program and its flags, divided by spaces.
 Command command_of(const std::string& words) {
   Command command;
   std::istringstream stream(words);
@@ -37,29 +32,15 @@ Command command_of(const std::string& words) {
 double cost_of(const std::string& program, std::size_t clients) {
   LoadPlan plan;
   plan.clients = clients;
-  plan.warmup = std::chrono::milliseconds(300);  // these two as bench.py has them
+  plan.warmup = std::chrono::milliseconds(300);  // both times are those of bench.py
   plan.duration = std::chrono::milliseconds(500);
   const Measurement m = measure(command_of(program), plan);
   if (m.load.held < clients)
-    fail("{}: holds {} of {} clients: {}", program, m.load.held, clients, m.load.first_problem);
+    fail("{} serves {} of {} clients: {}", program, m.load.held, clients, m.load.first_problem);
   if (m.load.mismatched_bytes > 0)
     fail("{}: {} bytes came back changed", program, m.load.mismatched_bytes);
-  if (m.cpu_us == 0) skip("without /proc it cannot be seen what a server uses");
+  if (m.cpu_us == 0) skip("without /proc, the CPU time of a server is unknown");
   return m.cpu_us;
-}
-
-void compare(const std::string& program, const std::string& other, std::size_t clients,
-             std::size_t pairs) {
-  std::vector<double> first;
-  std::vector<double> second;
-  std::vector<double> ratios;
-  for (std::size_t i = 0; i < pairs; ++i) {
-    first.push_back(cost_of(program, clients));
-    second.push_back(cost_of(other, clients));
-    ratios.push_back(first.back() / second.back());
-  }
-  fmt::print(fmt::runtime(kRow), clients, median(first), median(second), median(ratios));
-  (void)std::fflush(stdout);
 }
 
 }  // namespace
@@ -71,31 +52,29 @@ int main(int argc, char** argv) {
   std::size_t busy = 100;
   Options options(
       "Compares what a message costs: SERVER and OTHER, or SERVER beside idle clients.");
-  options.add("pairs", pairs, "measurements of each, taken in turns");
-  options.add("clients", clients, "clients of two servers; without it 100, 1,000 and 10,000");
-  options.add("idle", idle, "idle clients beside the busy ones, when only one SERVER is given");
-  options.add("busy", busy, "clients that send beside the idle ones");
+  options.add("pairs", pairs, "measurements of each server, taken in turns");
+  options.add("clients", clients, "clients, for two servers; 0: 100, 1,000 and 10,000");
+  options.add("idle", idle, "idle clients beside the busy ones, for one server");
+  options.add("busy", busy, "busy clients, for one server");
   const std::vector<std::string> programs = options.parse_command(argc, argv);
-  if (programs.empty() || programs.size() > 2) {
-    fmt::print(stderr,
-               "usage: {} [--pairs N] [--clients N] SERVER OTHER | [--pairs N] [--idle N] [--busy "
-               "N] SERVER\n",
-               argv[0]);
-    return 2;
-  }
   try {
-    fmt::print("microseconds of CPU per 64-byte message, medians of {}; ratio: of the pairs\n",
-               pairs);
-    if (programs.size() == 2) {
-      fmt::print(fmt::runtime(kHeader), "clients", "first", "second", "ratio");
-      std::vector<std::size_t> sizes = {100, 1000, 10'000};
-      if (clients > 0) sizes = {clients};
-      for (const std::size_t size : sizes) compare(programs[0], programs[1], size, pairs);
+    if (programs.size() == 1) {
+      print_costs_beside_idle(command_of(programs[0]), {idle}, busy, 20'000, pairs);
+    } else if (programs.size() == 2) {
+      fmt::print(
+          "microseconds of CPU per 64-byte message, medians of {}; ratio: of the pairs\n"
+          " clients         first        second     ratio\n",
+          pairs);
+      using Sizes = std::vector<std::size_t>;
+      for (const std::size_t size : clients > 0 ? Sizes{clients} : Sizes{100, 1'000, 10'000}) {
+        const Costs costs = in_turns(
+            pairs, [&] { return cost_of(programs[1], size); },
+            [&] { return cost_of(programs[0], size); });
+        print_costs(size, costs.beside_idle, costs.alone, costs.ratio);  // first / second
+      }
     } else {
-      fmt::print(fmt::runtime(kHeader), "idle", "none idle", "beside idle", "ratio");
-      const Costs costs =
-          cost_beside_idle(command_of(programs[0]), 100, idle, 20'000, static_cast<int>(pairs));
-      fmt::print(fmt::runtime(kRow), idle, costs.alone, costs.beside_idle, costs.ratio);
+      fmt::print(stderr, "usage: {} [flags] SERVER [OTHER]    (flags: --help)\n", argv[0]);
+      return 2;
     }
   } catch (const std::exception& problem) {
     fmt::print(stderr, "{}\n", problem.what());

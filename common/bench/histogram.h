@@ -1,8 +1,8 @@
-// A log-linear histogram, as HdrHistogram's: any number of values in 30 KB, and every
-// quantile of them at most 1/64 (1.6 %) too high, never too low.
+// A log-linear histogram, like HdrHistogram: any number of values in 30 KB. A quantile is
+// at most 1/64 (1.6 %) too high, and never too low.
 //
 // Values below 64 have a bucket each. Above, each power of two is cut into 64 buckets,
-// so that a bucket is at most 1/64 as wide as the values in it are large.
+// so a bucket is at most 1/64 as wide as its values are large.
 #pragma once
 
 #include <algorithm>
@@ -27,10 +27,10 @@ class Histogram {
   }
 
   std::uint64_t count() const { return count_; }
-  std::uint64_t max() const { return max_; }  // exact; 0 if there is none
+  std::uint64_t max() const { return max_; }  // exact; 0 without values
 
-  // The value that `share` (0 to 1) of all values do not exceed: the upper end of the
-  // bucket in which it lies, or the exact maximum. 0 if there is none.
+  // The value that `share` (0 to 1) of all values do not exceed: the upper end of its
+  // bucket, or the exact maximum. 0 without values.
   std::uint64_t quantile(double share) const {
     const double rank = std::max(1.0, std::ceil(share * static_cast<double>(count_)));
     std::uint64_t seen = 0;
@@ -45,7 +45,7 @@ class Histogram {
   static constexpr std::size_t kParts = 64;  // of each power of two
   static constexpr int kPartBits = 6;
 
-  // By how much a value is shifted to be below 2 * kParts.
+  // The right shift that brings a value below 2 * kParts.
   static int shift_of(std::uint64_t value) {
     return std::max(0, static_cast<int>(std::bit_width(value)) - kPartBits - 1);
   }

@@ -1,6 +1,9 @@
 #include "common/bench/measure.h"
 
+#include <unistd.h>
+
 #include <chrono>
+#include <cstdio>
 
 namespace {
 
@@ -8,12 +11,7 @@ double us(std::chrono::nanoseconds time) {
   return std::chrono::duration<double, std::micro>(time).count();
 }
 
-double share(std::chrono::nanoseconds part, std::chrono::nanoseconds whole) {
-  return whole.count() > 0 ? static_cast<double>(part.count()) / static_cast<double>(whole.count())
-                           : 0;
-}
-
-// All zero where there is no /proc.
+// All zero without /proc.
 Usage usage_of(const ServerProcess& server) {
   try {
     return server.usage();
@@ -56,8 +54,13 @@ Measurement measure(const Command& command, LoadPlan plan) {
   const auto cpu = end.cpu - begin.cpu;
   m.cpu_us = us(cpu) / static_cast<double>(m.load.answered);
   m.switches = static_cast<double>(switches) / static_cast<double>(m.load.total);
-  m.system_share =
-      share(end.system - begin.system, end.user + end.system - begin.user - begin.system);
+  const double system = us(end.system - begin.system);
+  const double ticks = system + us(end.user - begin.user);
+  m.system_share = ticks > 0 ? system / ticks : 0;
   m.cores = us(cpu) / 1e6 / m.load.seconds;
   return m;
+}
+
+void show_progress(const std::string& text) {
+  if (::isatty(STDERR_FILENO) == 1) (void)std::fputs(("\r\033[K" + text).c_str(), stderr);
 }

@@ -15,43 +15,39 @@
 
 namespace {
 
-// As long as it is there, this thread and the processes that it starts have one processor
-// between them. To wake a client on another one may cost more than the message, and it is
-// chance who is where. Source: sched_setaffinity(2); elsewhere it stays chance.
+// While it exists, this thread and the processes that it starts share one processor. To
+// wake a client on another processor may cost more than the message, and chance decides
+// who runs where. Source: sched_setaffinity(2). Elsewhere than on Linux it stays chance.
 class OneProcessor {
  public:
-  OneProcessor() {
+  OneProcessor(const OneProcessor&) = delete;
+  OneProcessor& operator=(const OneProcessor&) = delete;
 #ifdef __linux__
+  OneProcessor() {
+    (void)sched_getaffinity(0, sizeof before_, &before_);
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(static_cast<std::size_t>(sched_getcpu()), &one);
-    if (sched_getaffinity(0, sizeof before_, &before_) == 0)
-      (void)sched_setaffinity(0, sizeof one, &one);
-#endif
+    (void)sched_setaffinity(0, sizeof one, &one);
   }
-  OneProcessor(const OneProcessor&) = delete;
-  OneProcessor& operator=(const OneProcessor&) = delete;
-  ~OneProcessor() {
-#ifdef __linux__
-    (void)sched_setaffinity(0, sizeof before_, &before_);
-#endif
-  }
+  ~OneProcessor() { (void)sched_setaffinity(0, sizeof before_, &before_); }
 
-#ifdef __linux__
  private:
   cpu_set_t before_{};
+#else
+  OneProcessor() {}
 #endif
 };
 
 // Microseconds of CPU, user and system, that the server spends on one message of 64
 // bytes, while each client of the swarm sends `rounds` of them: all clients at once, each
 // waiting for its echo.
-double cpu_per_message(const ServerProcess& server, Swarm& swarm, int rounds) {
+double cpu_per_message(const ServerProcess& server, Swarm& swarm, std::size_t rounds) {
   const auto before = server.usage().cpu;
-  for (int i = 0; i < rounds; ++i)
+  for (std::size_t i = 0; i < rounds; ++i)
     swarm.exchange({.bytes = 64, .smallest_chunk = 64, .largest_chunk = 64});
   const std::chrono::duration<double, std::micro> spent = server.usage().cpu - before;
-  return spent.count() / (double(swarm.size()) * rounds);
+  return spent.count() / double(swarm.size() * rounds);
 }
 
 }  // namespace
@@ -62,8 +58,19 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
+Costs in_turns(std::size_t pairs, const std::function<double()>& first,
+               const std::function<double()>& second) {
+  std::vector<double> seen[3];
+  for (std::size_t i = 0; i < pairs; ++i) {
+    seen[0].push_back(first());
+    seen[1].push_back(second());
+    seen[2].push_back(seen[1].back() / seen[0].back());
+  }
+  return {median(seen[0]), median(seen[1]), median(seen[2])};
+}
+
 Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idle,
-                       std::size_t messages, int pairs) {
+                       std::size_t messages, std::size_t pairs) {
   Swarm::need_descriptors(2 * busy + idle);
   const OneProcessor one_processor;
   ServerProcess quiet(command);
@@ -74,28 +81,26 @@ Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idl
   Swarm beside(crowded.address(), busy, battery::seed());
   alone.connect();
   beside.connect();
-  const int rounds = static_cast<int>(messages / busy);
-  std::vector<double> first;
-  std::vector<double> second;
-  std::vector<double> ratios;
-  for (int i = 0; i < pairs; ++i) {
-    first.push_back(cpu_per_message(quiet, alone, rounds));
-    second.push_back(cpu_per_message(crowded, beside, rounds));
-    ratios.push_back(second.back() / first.back());
-  }
-  return {median(first), median(second), median(ratios)};
+  const std::size_t rounds = messages / busy;
+  return in_turns(
+      pairs, [&] { return cpu_per_message(quiet, alone, rounds); },
+      [&] { return cpu_per_message(crowded, beside, rounds); });
 }
 
-void print_costs_beside_idle(const Command& command, std::initializer_list<std::size_t> idle) {
-  constexpr int kPairs = 11;
+void print_costs(std::size_t count, double first, double second, double ratio) {
+  fmt::print("{:>8}{:>14.2f}{:>14.2f}{:>10.3f}\n", count, first, second, ratio);
+  (void)std::fflush(stdout);
+}
+
+void print_costs_beside_idle(const Command& command, const std::vector<std::size_t>& idle,
+                             std::size_t busy, std::size_t messages, std::size_t pairs) {
   fmt::print(
-      "\nOne client sends and others are silent; CPU per 64-byte message, medians of {}:\n\n",
-      kPairs);
-  fmt::print("{:>10}{:>14}{:>14}{:>10}\n", "silent", "beside none", "beside them", "ratio");
+      "\nmicroseconds of CPU per 64-byte message of {} busy clients, medians of {}; ratio: of the "
+      "pairs\n"
+      "    idle     none idle   beside idle     ratio\n",
+      busy, pairs);
   for (const std::size_t count : idle) {
-    const Costs costs = cost_beside_idle(command, 1, count, 2'000, kPairs);
-    fmt::print("{:>10}{:>14.1f}{:>14.1f}{:>10.2f}\n", count, costs.alone, costs.beside_idle,
-               costs.beside_idle / costs.alone);
-    (void)std::fflush(stdout);
+    const Costs costs = cost_beside_idle(command, busy, count, messages, pairs);
+    print_costs(count, costs.alone, costs.beside_idle, costs.ratio);
   }
 }

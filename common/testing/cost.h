@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstddef>
-#include <initializer_list>
+#include <functional>
 #include <vector>
 
 #include "common/testing/server_process.h"
@@ -10,17 +10,27 @@
 // The middle one, or the mean of the middle two. At least one value.
 double median(std::vector<double> values);
 
-// What a message of `busy` clients costs, in microseconds, and what it costs beside
-// `idle` more that say nothing: medians of `pairs` of measurements, each of so many
-// messages at least, taken in turns on two servers of the same kind that run side by
-// side, and on one processor with the clients. A machine that slows down slows down both.
 struct Costs {
   double alone;
   double beside_idle;
   double ratio;  // the median of the pairs' ratios
 };
-Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idle,
-                       std::size_t messages, int pairs);
 
-// Prints a table of that for one client that sends, a row for each number of idle ones.
-void print_costs_beside_idle(const Command& command, std::initializer_list<std::size_t> idle);
+// Takes two measurements in turns, `pairs` times: a machine that slows down slows down
+// both. Returns their medians, and the median of second / first.
+Costs in_turns(std::size_t pairs, const std::function<double()>& first,
+               const std::function<double()>& second);
+
+// What a message of `busy` clients costs, in microseconds, and what it costs beside
+// `idle` more that say nothing: in_turns, each time of so many messages at least, on two
+// servers of the same kind that share one processor with the clients.
+Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idle,
+                       std::size_t messages, std::size_t pairs);
+
+// Prints a row of a table of costs, under a head of 8, 14, 14 and 10 columns.
+void print_costs(std::size_t count, double first, double second, double ratio);
+
+// Prints a table of cost_beside_idle, a row for each number of idle clients.
+void print_costs_beside_idle(const Command& command, const std::vector<std::size_t>& idle,
+                             std::size_t busy = 1, std::size_t messages = 2'000,
+                             std::size_t pairs = 11);

@@ -1,5 +1,5 @@
-// The usual echo server on Asio: a coroutine for each connection, on one thread. Nothing
-// in its accept loop minds descriptors that have run out: a yardstick, not one to copy.
+// The usual echo server on Asio: a coroutine for each connection, on one thread. Its accept
+// loop does not handle a lack of descriptors: a yardstick, not a server to copy.
 #include <array>
 #include <asio.hpp>
 #include <exception>
@@ -21,7 +21,7 @@ asio::awaitable<void> echo(tcp::socket client) {
       co_await asio::async_write(client, asio::buffer(buffer, size), asio::use_awaitable);
     }
   } catch (const std::system_error&) {
-    // The end, or a reset: the connection is closed with its socket.
+    // The end, or a reset. The destructor of `client` closes the connection.
   }
 }
 
@@ -48,7 +48,7 @@ int main(int argc, char** argv) {
                            tcp::endpoint(asio::ip::make_address(endpoint.host), endpoint.port));
     Fd named(listener.native_handle());
     announce(named);
-    named.release();  // it stays Asio's
+    named.release();  // Asio owns it
     asio::co_spawn(context, serve(std::move(listener)), asio::detached);
     context.run();
   } catch (const std::exception& error) {

@@ -1,7 +1,7 @@
 // The floor: the least code that echoes with epoll, to measure the others against.
 //
-// It keeps nothing about a connection. So it loses what a write does not take, and
-// spins when descriptors run out: a yardstick and not an echo server.
+// It keeps no state for a connection. So it loses the bytes that a write does not take,
+// and spins when descriptors run out: a yardstick, not an echo server.
 #include <sys/epoll.h>
 
 #include <array>

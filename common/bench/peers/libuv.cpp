@@ -1,5 +1,5 @@
-// The usual echo server on libuv: what has been read is handed to uv_write, which keeps
-// what the socket does not take, without bound. A yardstick, as in the library's own
+// The usual echo server on libuv: it passes what it reads to uv_write, which buffers
+// without bound what the socket does not take. A yardstick, like the library's own
 // examples, and not a server to copy.
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -78,7 +78,7 @@ int main(int argc, char** argv) {
     uv_fileno(reinterpret_cast<uv_handle_t*>(&listener), &fd);
     Fd named(fd);
     announce(named);
-    named.release();  // it stays libuv's
+    named.release();  // libuv owns it
     return uv_run(loop, UV_RUN_DEFAULT);
   } catch (const std::exception& error) {
     log_line("{}: {}", argv[0], error.what());

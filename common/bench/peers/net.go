@@ -1,6 +1,6 @@
 // The echo server as Go programmers write it: a goroutine for each connection,
-// the package net and nothing else. Its accept loop goes on after an error, as
-// many do; what becomes of that when descriptors run out, the battery shows.
+// the package net and nothing else. Its accept loop continues after an error, as
+// many do. The battery shows what that does when descriptors run out.
 package main
 
 import (

@@ -1,5 +1,5 @@
 // The article's server on cloudwego/netpoll: an event loop, and a function that is
-// called with a connection that has something to read.
+// called with a connection that is readable.
 package main
 
 import (
