@@ -66,18 +66,28 @@ std::uint16_t free_port() {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   ::setpgid(0, 0);  // its children are in its group: counted with it, killed with it
 #endif
-  std::signal(SIGPIPE, SIG_DFL);  // ignoring it would be inherited, and hide the server's mistake
-  if (command.descriptor_limit != 0) {
-    const auto most = static_cast<rlim_t>(command.descriptor_limit);
-    const rlimit limit = {most, most};
-    ::setrlimit(RLIMIT_NOFILE, &limit);
-  }
+  // Ignored and blocked signals are inherited. An ignored SIGPIPE would hide the server's
+  // mistake, and a shell that ran this program in the background ignores SIGINT.
+  for (int number = 1; number < NSIG; ++number) std::signal(number, SIG_DFL);
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): SIG_IGN is such a cast
+  for (const int number : command.ignored_signals) std::signal(number, SIG_IGN);
+  sigset_t blocked;
+  ::sigemptyset(&blocked);
+  for (const int number : command.blocked_signals) ::sigaddset(&blocked, number);
+  ::sigprocmask(SIG_SETMASK, &blocked, nullptr);
+
+  rlimit limit = {};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  if (command.descriptor_limit != 0) limit.rlim_cur = limit.rlim_max = command.descriptor_limit;
+  if (command.soft_descriptor_limit != 0) limit.rlim_cur = command.soft_descriptor_limit;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
   ::dup2(::open("/dev/null", O_RDONLY), STDIN_FILENO);
   ::dup2(out, STDOUT_FILENO);
   ::dup2(err, STDERR_FILENO);
   // What our own parent left open is not the server's: its descriptors start at 3.
   for (int fd = 3; fd < 1024; ++fd) ::close(fd);
   for (std::size_t i = 0; i < command.inherited; ++i) ::open("/dev/null", O_RDONLY);
+  for (const int fd : command.closed_descriptors) ::close(fd);
   // NOLINTNEXTLINE(concurrency-mt-unsafe): this process has one thread
   for (char* variable : environment) ::putenv(variable);
   ::execvp(argv[0], argv.data());

@@ -18,10 +18,16 @@ struct Command {
   // The program and its arguments. "{port}" in an argument becomes a free port;
   // without it "--port 0" is appended, and the server's first line on stdout must
   // say where it listens ("listening on 127.0.0.1:12345").
-  std::vector<std::string> argv;
-  std::size_t descriptor_limit = 0;      // of the server, hard and soft; 0: as ours
-  std::vector<std::string> environment;  // "NAME=value", added to ours
-  std::size_t inherited = 0;             // descriptors of no use that are open when it starts
+  std::vector<std::string> argv = {};
+  std::size_t descriptor_limit = 0;           // of the server, hard and soft; 0: as ours
+  std::size_t soft_descriptor_limit = 0;      // soft only; 0: as descriptor_limit
+  std::vector<std::string> environment = {};  // "NAME=value", added to ours
+  std::size_t inherited = 0;                  // unused descriptors that are open when it starts
+  // By default no signal is blocked or ignored, whatever this process does.
+  std::vector<int> blocked_signals = {};
+  std::vector<int> ignored_signals = {};
+  // Of 0, 1 and 2. With stdout closed, argv needs a "{port}": there is no line to read.
+  std::vector<int> closed_descriptors = {};
 
   // This command with more flags, or run by another program ("strace -f …").
   Command with(const std::vector<std::string>& flags) const;

@@ -2,7 +2,9 @@
 // it is there for. Then foreign servers, and the parts that tests are made of.
 #include <fnmatch.h>
 #include <poll.h>
+#include <signal.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
@@ -246,6 +248,43 @@ TEST_CASE("a program that does not listen is a failure that says why") {
   CHECK(absent.find("cannot run no-such-program: No such file") != std::string::npos);
   CHECK(message({.argv = {"sh", "-c", "echo hello"}, .environment = {}}).find("stdout \"hello") !=
         std::string::npos);
+}
+
+TEST_CASE("fresh-signals: signals that the test ignores or blocks end its servers") {
+  const auto exit_of = [](const char* signal) {
+    const std::string script = fmt::format("kill -{} $$; echo survived", signal);
+    return run_to_end({.argv = {"sh", "-c", script}}).exit.text();
+  };
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): SIG_IGN is such a cast
+  const auto usual = std::signal(SIGINT, SIG_IGN);
+  sigset_t term;
+  sigset_t usual_mask;
+  ::sigemptyset(&term);
+  ::sigaddset(&term, SIGTERM);
+  ::pthread_sigmask(SIG_BLOCK, &term, &usual_mask);
+  CHECK(exit_of("INT") == "killed by signal 2 (Interrupt)");
+  CHECK(exit_of("TERM") == "killed by signal 15 (Terminated)");
+  ::pthread_sigmask(SIG_SETMASK, &usual_mask, nullptr);
+  std::signal(SIGINT, usual);
+}
+
+TEST_CASE("started-so: a command asks for signals, a soft limit and closed descriptors") {
+  const auto run = [](Command command, const std::string& script) {
+    command.argv = {"sh", "-c", script};
+    const Run made = run_to_end(command);
+    return made.output + made.exit.text();
+  };
+  const std::string interrupt = "kill -INT $$; echo survived; exit 3";
+  CHECK(run({.ignored_signals = {SIGINT}}, interrupt) == "survived\nexit code 3");
+  CHECK(run({.blocked_signals = {SIGINT}}, interrupt) == "survived\nexit code 3");
+  const std::string limits = "ulimit -Sn; ulimit -Hn";
+  CHECK(run({.descriptor_limit = 90, .soft_descriptor_limit = 40}, limits) ==
+        "40\n90\nexit code 0");
+  for (const int fd : {0, 1, 2}) {
+    const std::string use = fmt::format("(exec 3<&{}) && exit 0; exit 9", fd);
+    CHECK(run({}, use) == "exit code 0");
+    CHECK(run({.closed_descriptors = {fd}}, use) == "exit code 9");
+  }
 }
 
 TEST_CASE("what a server spends in user mode and in the kernel is told apart") {
