@@ -11,7 +11,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -69,7 +71,8 @@ void slow_handler(const Subject&);         // does the slow work where it stalls
 void order(const Subject&);                // lets a quick request overtake a slow one
 
 struct Named {
-  const char* name;  // as BATTERY's table and --only have it
+  const char* id;  // for --only, and for whatever refers to a behaviour: it never changes
+  const char* title;
   Behaviour run;
   const char* flags;  // the server's flag it needs ("--work"), or ""
 };
@@ -92,7 +95,8 @@ std::vector<std::string> random_error_faults(const Subject& subject);
 // stderr that holds `says`.
 void expect_refusal(const Command& command, int exit_code, const std::string& says);
 
-// A seed: from the environment's SEED, to repeat a failure, or a new one.
+// A seed: `run_seed` if it is set, or else the environment's SEED, or else a new one.
 std::uint64_t seed();
+inline std::optional<std::uint64_t> run_seed;
 
 }  // namespace battery

@@ -10,7 +10,9 @@
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -44,6 +46,11 @@ void catches(battery::Behaviour behaviour, const std::string& fault) {
     fail("a server that {} passed", fault);
   });
   patience = usual;
+}
+
+// What `check` makes of the battery with these arguments, a command among them.
+Run check(const std::vector<std::string>& arguments) {
+  return run_to_end(Command{.argv = {CHECK_PROGRAM}}.with(arguments), 60s);
 }
 
 // The message of the failure to start this command.
@@ -81,7 +88,7 @@ bool includes(const std::string& fault, const std::string& point) {
 
 TEST_CASE("sound: a server without a fault passes the whole battery") {
   for (const battery::Named& behaviour : battery::all()) {
-    CAPTURE(behaviour.name);
+    CAPTURE(behaviour.id);
     holds(broken(""), behaviour.run);
   }
 }
@@ -177,14 +184,11 @@ TEST_CASE("keeps-reads-whole: a server relies on short reads: libfiu shortens no
 TEST_CASE("no-short-reads: chapter 08's server survives short writes") {
   holds([] {
     const auto common = std::filesystem::path(BROKEN_SERVER).parent_path();
-    const auto check = common / "check";
     const auto server = common.parent_path() / "08-netpoller" / "server";
-    for (const auto& program : {check, server})
-      if (!exists(program)) skip("{} has not been built", program.string());
-    const Run run = run_to_end(
-        {.argv = {check, "--no-short-reads", "--only", "short writes", server}, .environment = {}},
-        60s);
+    if (!exists(server)) skip("{} has not been built", server.string());
+    const Run run = check({"--no-short-reads", "--only", "short writes", server});
     INFO(run.output << run.errors);
+    if (run.exit.code == 77) skip("{}", run.output);
     CHECK(run.exit.code == 0);
   });
 }
@@ -210,6 +214,93 @@ TEST_CASE("go-net: a server of Go's net package holds but for the descriptors") 
                                        battery::aborted_accepts};
     for (const battery::Behaviour behaviour : held) behaviour(go);
     CHECK_THROWS_AS(battery::out_of_descriptors(go), Failure);
+  });
+}
+
+TEST_CASE("ids: each behaviour has an id of its own, in small letters") {
+  std::set<std::string> ids;
+  for (const battery::Named& behaviour : battery::all()) {
+    CAPTURE(behaviour.id);
+    CHECK(ids.insert(behaviour.id).second);
+    CHECK(std::string(behaviour.id).find_first_not_of("abcdefghijklmnopqrstuvwxyz-") ==
+          std::string::npos);
+  }
+}
+
+TEST_CASE("subreaper: a server that forks sixty processes: none is left") {
+#ifdef __linux__
+  // Each leaves the server's session, and sleeps for a time that only these sleep for.
+  const std::string time = fmt::format("1000.{}", ::getpid());
+  const std::string script =
+      "for i in $(seq 60); do setsid sleep " + time + " & done; exec \"$0\" \"$@\"";
+  CHECK(check({"--only", "half-close", "sh", "-c", script, BROKEN_SERVER}).exit.code == 0);
+  for (const auto& process : std::filesystem::directory_iterator("/proc")) {
+    std::string command;
+    std::getline(std::ifstream(process.path() / "cmdline"), command);
+    CHECK_FALSE(command.starts_with("sleep" + std::string(1, '\0') + time));
+  }
+#else
+  holds([] { skip("no system but Linux has a subreaper for adopt_orphans"); });
+#endif
+}
+
+TEST_CASE("hostile: a server kills its process group or its parent: check goes on") {
+  for (const std::string victim : {"0", "$PPID"}) {
+    const std::string script = "kill -KILL " + victim + "; exec \"$0\" \"$@\"";
+    const Run run =
+        check({"--only", "idle", "--only", "half-close", "sh", "-c", script, BROKEN_SERVER});
+    CAPTURE(run.output);
+    CHECK(run.exit.text() == "exit code 1");
+    CHECK(contains(run.output, "killed by signal 9"));
+    CHECK(contains(run.output, "0 passed, 2 failed, 0 skipped"));
+  }
+}
+
+TEST_CASE("two-failures: a server never listens: check tries two behaviours") {
+  const Run run = check({"sh", "-c", "exit 3"});
+  CHECK(run.exit.code == 1);
+  CAPTURE(run.output);
+  CHECK(contains(run.output,
+                 fmt::format("0 passed, 2 failed, {} skipped", battery::all().size() - 2)));
+}
+
+TEST_CASE("exit-codes: check tells all skipped from some skipped and from misuse") {
+  const std::vector<std::string> no_flags = {BROKEN_SERVER, "--port", "{port}"};
+  const auto exit_code = [&](std::vector<std::string> flags) {
+    flags.insert(flags.end(), no_flags.begin(), no_flags.end());
+    return check(flags).exit.code;
+  };
+  CHECK(exit_code({"--only", "order"}) == 77);
+  CHECK(exit_code({"--only", "order", "--only", "half-close"}) == 0);
+  CHECK(exit_code({"--only", "order", "--only", "no-such-id"}) == 2);
+}
+
+TEST_CASE("seed: check passes its seed on, and a failure names the flags that repeat it") {
+  const Run run = check({"--seed", "7", "--only", "arbitrary-chunks", BROKEN_SERVER, "--fault",
+                         "truncates-large-reads"});
+  CAPTURE(run.output);
+  CHECK(contains(run.output, "seed 7)"));
+  CHECK(contains(run.output, "(again: --only arbitrary-chunks --seed 7)"));
+}
+
+TEST_CASE("json: check prints one object, whatever bytes the server writes") {
+  holds([] {
+    if (!is_installed("python3")) skip("python3 is not installed");
+    const std::string noisy = R"(printf '\377\001"\\' >&2; exec "$0" "$@" --fault dies-of-sigpipe)";
+    const std::string script = R"(import json, sys
+r = json.loads(sys.argv[1])
+print(r['seed'], r['passed'], r['failed'], r['skipped'])
+for b in r['behaviours']:
+  print(b['id'], b['title'], b['outcome'], b['seconds'] > 0, '\xff\x01"\\' in b['reason']))";
+    const Run run =
+        check({"--json", "--seed", "7", "--only", "close-without-reading", "--only", "stop-idle",
+               "--only", "order", "sh", "-c", noisy, BROKEN_SERVER, "--port", "{port}"});
+    CAPTURE(run.output);
+    CHECK(run_to_end({.argv = {"python3", "-c", script, run.output}}).output ==
+          "7 1 1 1\n"
+          "close-without-reading close without reading fail True True\n"
+          "stop-idle stop, idle pass True False\n"
+          "order order skip True False\n");
   });
 }
 
