@@ -49,7 +49,7 @@ const std::vector<Named>& all() {
 }
 
 std::uint64_t seed() {
-  if (run_seed) return *run_seed;
+  if (run_seed != 0) return run_seed;
   // NOLINTNEXTLINE(concurrency-mt-unsafe): nobody sets the environment
   if (const char* given = std::getenv("SEED")) return std::strtoull(given, nullptr, 10);
   return std::random_device()();

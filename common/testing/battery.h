@@ -13,7 +13,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -95,8 +94,8 @@ std::vector<std::string> random_error_faults(const Subject& subject);
 // stderr that holds `says`.
 void expect_refusal(const Command& command, int exit_code, const std::string& says);
 
-// A seed: `run_seed` if it is set, or else the environment's SEED, or else a new one.
+// A seed: `run_seed` unless it is 0, or else the environment's SEED, or else a new one.
 std::uint64_t seed();
-inline std::optional<std::uint64_t> run_seed;
+inline std::size_t run_seed = 0;
 
 }  // namespace battery

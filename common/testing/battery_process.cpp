@@ -125,8 +125,8 @@ void stop_unacknowledged(const Subject& subject) {
 }
 
 void stop_asked_again(const Subject& subject) {
-  // Each close takes 20 ms: signals come, too, while the server takes itself apart.
-  ServerProcess server(under_strace(subject.command, {"close:delay_exit=20000"}));
+  // Each close takes 50 ms: signals come, too, while the server takes itself apart.
+  ServerProcess server(under_strace(subject.command, {"close:delay_exit=50000"}));
   Client(server.address()).echo("hello");
   const auto start = Clock::now();
   while (server.running()) {

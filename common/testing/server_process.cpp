@@ -72,14 +72,15 @@ std::string find_program(const std::string& program) {
   std::istringstream folders(path != nullptr ? path : "");
   errno = ENOENT;
   for (std::string folder; std::getline(folders, folder, ':');) {
-    const std::string candidate = folder + "/" + program;
-    if (::access(candidate.c_str(), X_OK) == 0) return candidate;
+    folder += "/" + program;
+    if (::access(folder.c_str(), X_OK) == 0) return folder;
   }
   return "";
 }
 
 std::vector<char*> pointers_to(std::vector<std::string>& texts) {
   std::vector<char*> pointers;
+  pointers.reserve(texts.size() + 1);
   for (std::string& text : texts) pointers.push_back(text.data());
   pointers.push_back(nullptr);
   return pointers;
@@ -118,7 +119,7 @@ std::vector<std::string> environment_with(std::vector<std::string> variables) {
   sigset_t blocked;
   ::sigemptyset(&blocked);
   for (const int number : command.blocked_signals) ::sigaddset(&blocked, number);
-  ::sigprocmask(SIG_SETMASK, &blocked, nullptr);
+  ::pthread_sigmask(SIG_SETMASK, &blocked, nullptr);
 
   rlimit limit = {};
   ::getrlimit(RLIMIT_NOFILE, &limit);

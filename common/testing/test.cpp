@@ -11,7 +11,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <optional>
+#include <memory>
 #include <set>
 #include <string>
 #include <thread>
@@ -325,8 +325,8 @@ TEST_CASE("long-output: a failure quotes both ends of a long output") {
 }
 
 TEST_CASE("outlives-thread: a server still runs when the thread that started it has ended") {
-  std::optional<ServerProcess> server;
-  std::thread([&] { server.emplace(broken("").command); }).join();
+  std::unique_ptr<ServerProcess> server;
+  std::thread([&] { server = std::make_unique<ServerProcess>(broken("").command); }).join();
   Client(server->address()).echo("hello");
   CHECK(server->running());
 }
