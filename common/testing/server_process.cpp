@@ -109,22 +109,25 @@ std::vector<std::string> environment_with(std::vector<std::string> variables) {
                          const std::vector<char*>& environment, const std::string& complaint,
                          const Command& command, int out, int err) {
   // Its children are in its group: counted with it, and killed with it. A server that
-  // signals its group does not reach us, nor does our Ctrl-C reach the server.
-  ::setsid();
+  // signals its group does not reach us, nor does our Ctrl-C reach the server. (A session
+  // would do too, but Linux may schedule each session as one: sched(7), autogroup.)
+  ::setpgid(0, 0);
   // Ignored and blocked signals are inherited. An ignored SIGPIPE would hide the server's
   // mistake, and a shell that ran this program in the background ignores SIGINT.
   for (int number = 1; number < NSIG; ++number) std::signal(number, SIG_DFL);
   // NOLINTNEXTLINE(performance-no-int-to-ptr): SIG_IGN is such a cast
   for (const int number : command.ignored_signals) std::signal(number, SIG_IGN);
   sigset_t blocked;
-  ::sigemptyset(&blocked);
-  for (const int number : command.blocked_signals) ::sigaddset(&blocked, number);
+  sigemptyset(&blocked);  // macros on macOS, so without "::"
+  for (const int number : command.blocked_signals) sigaddset(&blocked, number);
   ::pthread_sigmask(SIG_SETMASK, &blocked, nullptr);
 
   rlimit limit = {};
   ::getrlimit(RLIMIT_NOFILE, &limit);
-  if (command.descriptor_limit != 0) limit.rlim_cur = limit.rlim_max = command.descriptor_limit;
-  if (command.soft_descriptor_limit != 0) limit.rlim_cur = command.soft_descriptor_limit;
+  const auto most = static_cast<rlim_t>(command.descriptor_limit);
+  const auto soft = static_cast<rlim_t>(command.soft_descriptor_limit);
+  if (most != 0) limit.rlim_cur = limit.rlim_max = most;
+  if (soft != 0) limit.rlim_cur = soft;
   ::setrlimit(RLIMIT_NOFILE, &limit);
   ::dup2(::open("/dev/null", O_RDONLY), STDIN_FILENO);
   ::dup2(out, STDOUT_FILENO);

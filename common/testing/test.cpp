@@ -306,6 +306,7 @@ for b in r['behaviours']:
 
 TEST_CASE("does-not-listen: a program that does not listen is a failure that says why") {
   const std::string absent = failure_of({.argv = {"no-such-program"}});
+  CAPTURE(absent);
   CHECK(contains(absent, "exit code 127"));
   CHECK(contains(absent, "cannot run no-such-program: No such file"));
   CHECK(contains(failure_of({.argv = {"sh", "-c", "echo hello"}}), "stdout \"hello"));
@@ -373,8 +374,8 @@ TEST_CASE("fresh-signals: signals that the test ignores or blocks end its server
   const auto usual = std::signal(SIGINT, SIG_IGN);
   sigset_t term;
   sigset_t usual_mask;
-  ::sigemptyset(&term);
-  ::sigaddset(&term, SIGTERM);
+  sigemptyset(&term);
+  sigaddset(&term, SIGTERM);
   ::pthread_sigmask(SIG_BLOCK, &term, &usual_mask);
   CHECK(exit_of("INT") == "killed by signal 2 (Interrupt)");
   CHECK(exit_of("TERM") == "killed by signal 15 (Terminated)");
