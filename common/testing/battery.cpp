@@ -14,6 +14,7 @@
 namespace battery {
 
 const std::vector<Named>& all() {
+  // An id never changes; a title may.
   static const std::vector<Named> list = {
       {"one-byte-at-a-time", "one byte at a time", one_byte_at_a_time, ""},
       {"any-bytes-any-size", "any bytes", any_bytes_any_size, ""},
