@@ -50,6 +50,15 @@ void Options::add(const char* name, std::string& value, const std::string& meani
                     "a text that is not empty"});
 }
 
+void Options::add(const char* name, std::vector<std::string>& values, const std::string& meaning) {
+  flags_.push_back({name, "TEXT", meaning,
+                    [&values](const std::string& text) {
+                      values.push_back(text);
+                      return !text.empty();
+                    },
+                    "a text that is not empty"});
+}
+
 void Options::add(const char* name, std::uint16_t& value, const std::string& meaning) {
   flags_.push_back({name, "N", fmt::format("{} (default: {})", meaning, value),
                     [&value](const std::string& text) {

@@ -31,6 +31,8 @@ class Options {
   void add(Endpoint& endpoint);                                         // --host, --port
   void add(const char* name, bool& value, const std::string& meaning);  // no value: it sets true
   void add(const char* name, std::string& value, const std::string& meaning);
+  // May be given more than once: each adds a value.
+  void add(const char* name, std::vector<std::string>& values, const std::string& meaning);
   void add(const char* name, std::uint16_t& value, const std::string& meaning);  // 0 to 65535
   void add(const char* name, std::size_t& value, const std::string& meaning,
            std::size_t most = 1'000'000'000);  // 1 to `most`

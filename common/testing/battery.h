@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
@@ -84,7 +85,8 @@ void stop_flood(const Subject&);                 // accepts until the backlog is
 void stop_stalls(const Subject&);                // takes two events of a timer for a whole period
 
 struct Named {
-  const char* name;  // as BATTERY's table and --only have it
+  const char* id;  // for --only, and for whatever refers to a behaviour: it never changes
+  const char* title;
   Behaviour run;
   const char* flags;  // the server's flag it needs ("--work"), or ""
 };
@@ -110,7 +112,8 @@ void expect_refusal(const Command& command, int exit_code, const std::string& sa
 // The exit code 0 within `limit`, or a Failure that says what happened instead.
 void expect_clean_exit(ServerProcess& server, milliseconds limit, const char* when);
 
-// A seed: from the environment's SEED, to repeat a failure, or a new one.
+// A seed: `run_seed` unless it is 0, or else the environment's SEED, or else a new one.
 std::uint64_t seed();
+inline std::size_t run_seed = 0;
 
 }  // namespace battery

@@ -1,6 +1,4 @@
 // How a server starts, stops, and treats time: see battery.h.
-#include <fmt/ranges.h>
-
 #include <algorithm>
 #include <csignal>
 #include <memory>
@@ -41,7 +39,7 @@ void expect_refusal(const Command& command, int exit_code, const std::string& sa
   if (run.exit.signalled || run.exit.code != exit_code || !run.output.empty() || !form ||
       first_line.find(says) == std::string::npos) {
     fail("{}: {}, stdout \"{}\", stderr \"{}\"; due were exit code {}, a line with \"{}\"{}",
-         fmt::join(command.argv, " "), run.exit.text(), run.output, run.errors, exit_code, says,
+         command.name(), run.exit.text(), run.output, run.errors, exit_code, says,
          exit_code == 2 ? ", and the usage" : " and nothing else");
   }
 }
@@ -127,8 +125,8 @@ void stop_unacknowledged(const Subject& subject) {
 }
 
 void stop_asked_again(const Subject& subject) {
-  // Each close takes 20 ms: signals come, too, while the server takes itself apart.
-  ServerProcess server(under_strace(subject.command, {"close:delay_exit=20000"}));
+  // Each close takes 50 ms: signals come, too, while the server takes itself apart.
+  ServerProcess server(under_strace(subject.command, {"close:delay_exit=50000"}));
   Client(server.address()).echo("hello");
   const auto start = Clock::now();
   while (server.running()) {

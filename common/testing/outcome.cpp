@@ -2,6 +2,13 @@
 
 #include <thread>
 
+std::string shortened(const std::string& text) {
+  constexpr std::size_t kEnds = 2000;
+  if (text.size() <= 2 * kEnds + 100) return text;
+  return fmt::format("{} [{} bytes left out] {}", text.substr(0, kEnds), text.size() - 2 * kEnds,
+                     text.substr(text.size() - kEnds));
+}
+
 bool wait_until(milliseconds limit, const std::function<bool()>& condition) {
   const auto deadline = Clock::now() + limit;
   while (!condition()) {

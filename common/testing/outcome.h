@@ -23,14 +23,18 @@ inline milliseconds patience = 10s;
 inline Clock::time_point check_ends = Clock::time_point::max();
 void fail_if_check_takes_too_long();
 
+// `text`, or its first and last 2,000 bytes if it is much longer: a message may quote all
+// that a server wrote.
+std::string shortened(const std::string& text);
+
 // The server did not do what it must: what was seen instead.
 struct Failure : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  explicit Failure(const std::string& seen) : std::runtime_error(shortened(seen)) {}
 };
 
 // It cannot be tried here: why not.
 struct Skipped : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  explicit Skipped(const std::string& reason) : std::runtime_error(shortened(reason)) {}
 };
 
 template <typename... Args>

@@ -1,6 +1,8 @@
 #include "common/testing/server_process.h"
 
 #include <fcntl.h>
+#include <fmt/core.h>
+#include <fmt/ranges.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,6 +18,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <stdexcept>
 #include <string_view>
 #include <system_error>
 #include <thread>
@@ -23,9 +26,13 @@
 
 #include "common/socket/process.h"
 #include "common/socket/socket.h"
+#include "common/testing/client.h"
+
 #ifdef __linux__
 #include <sys/prctl.h>
 #endif
+
+extern char** environ;  // NOLINT(readability-redundant-declaration): macOS does not declare it
 
 namespace {
 
@@ -57,73 +64,89 @@ std::uint16_t free_port() {
   return static_cast<std::uint16_t>(std::stoi(text.substr(text.rfind(':') + 1)));
 }
 
-// Between fork and exec only calls that are safe there: this is the child.
-[[noreturn]] void become(const std::vector<char*>& argv, const std::vector<char*>& environment,
-                         const Command& command, int out, int err) {
-#ifdef __linux__
-  // A test that is killed leaves no server behind. Elsewhere Ctrl-C must reach the server
-  // as it does the test, so there it stays in the test's group.
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  ::setpgid(0, 0);  // its children are in its group: counted with it, killed with it
-#endif
-  std::signal(SIGPIPE, SIG_DFL);  // ignoring it would be inherited, and hide the server's mistake
-  if (command.descriptor_limit != 0) {
-    const auto most = static_cast<rlim_t>(command.descriptor_limit);
-    const rlimit limit = {most, most};
-    ::setrlimit(RLIMIT_NOFILE, &limit);
+// The file that the command `program` means; "" and errno if there is none.
+std::string find_program(const std::string& program) {
+  if (program.find('/') != std::string::npos)
+    return ::access(program.c_str(), X_OK) == 0 ? program : "";
+  const char* path = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe): it never changes
+  std::istringstream folders(path != nullptr ? path : "");
+  errno = ENOENT;
+  for (std::string folder; std::getline(folders, folder, ':');) {
+    folder += "/" + program;
+    if (::access(folder.c_str(), X_OK) == 0) return folder;
   }
+  return "";
+}
+
+std::vector<char*> pointers_to(std::vector<std::string>& texts) {
+  std::vector<char*> pointers;
+  pointers.reserve(texts.size() + 1);
+  for (std::string& text : texts) pointers.push_back(text.data());
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+// Our environment with the variables ("NAME=value") in place of those of the same name.
+std::vector<std::string> environment_with(std::vector<std::string> variables) {
+  // A race or an overflow ends the server at once, so that the check sees it.
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): the environment never changes
+  if (std::getenv("TSAN_OPTIONS") == nullptr)
+    variables.emplace_back("TSAN_OPTIONS=halt_on_error=1");
+  const std::size_t own = variables.size();
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    const std::string_view text = *variable;
+    const std::string_view name = text.substr(0, text.find('=') + 1);
+    if (std::none_of(variables.begin(), variables.begin() + static_cast<std::ptrdiff_t>(own),
+                     [name](const std::string& given) { return given.starts_with(name); }))
+      variables.emplace_back(text);
+  }
+  return variables;
+}
+
+// The child between fork and exec. Another thread may have held a lock at the fork, the
+// allocator's for one, so there are only system calls here (signal-safety(7)).
+[[noreturn]] void become(const std::string& program, const std::vector<char*>& argv,
+                         const std::vector<char*>& environment, const std::string& complaint,
+                         const Command& command, int out, int err) {
+  // Its children are in its group: counted with it, and killed with it. A server that
+  // signals its group does not reach us, nor does our Ctrl-C reach the server. (A session
+  // would do too, but Linux may schedule each session as one: sched(7), autogroup.)
+  ::setpgid(0, 0);
+  // Ignored and blocked signals are inherited. An ignored SIGPIPE would hide the server's
+  // mistake, and a shell that ran this program in the background ignores SIGINT.
+  for (int number = 1; number < NSIG; ++number) std::signal(number, SIG_DFL);
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): SIG_IGN is such a cast
+  for (const int number : command.ignored_signals) std::signal(number, SIG_IGN);
+  sigset_t blocked;
+  sigemptyset(&blocked);  // macros on macOS, so without "::"
+  for (const int number : command.blocked_signals) sigaddset(&blocked, number);
+  ::pthread_sigmask(SIG_SETMASK, &blocked, nullptr);
+
+  rlimit limit = {};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const auto most = static_cast<rlim_t>(command.descriptor_limit);
+  const auto soft = static_cast<rlim_t>(command.soft_descriptor_limit);
+  if (most != 0) limit.rlim_cur = limit.rlim_max = most;
+  if (soft != 0) limit.rlim_cur = soft;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
   ::dup2(::open("/dev/null", O_RDONLY), STDIN_FILENO);
   ::dup2(out, STDOUT_FILENO);
   ::dup2(err, STDERR_FILENO);
   // What our own parent left open is not the server's: its descriptors start at 3.
   for (int fd = 3; fd < 1024; ++fd) ::close(fd);
   for (std::size_t i = 0; i < command.inherited; ++i) ::open("/dev/null", O_RDONLY);
-  // NOLINTNEXTLINE(concurrency-mt-unsafe): this process has one thread
-  for (char* variable : environment) ::putenv(variable);
-  ::execvp(argv[0], argv.data());
-  const std::string reason = error_text(errno);
-  for (const char* part :
-       {"cannot run ", static_cast<const char*>(argv[0]), ": ", reason.c_str(), "\n"}) {
-    if (::write(STDERR_FILENO, part, std::strlen(part)) < 0) break;
-  }
+  for (const int fd : command.closed_descriptors) ::close(fd);
+  ::execve(program.c_str(), argv.data(), environment.data());
+  (void)!::write(STDERR_FILENO, complaint.data(), complaint.size());
   ::_exit(127);
-}
-
-pid_t start(const std::vector<std::string>& arguments, const Command& command, const Fd& out,
-            const Fd& err) {
-  std::vector<std::string> texts = arguments;
-  std::vector<std::string> variables = command.environment;
-  // A race or an overflow ends the server at once, so that the check sees it.
-  // NOLINTNEXTLINE(concurrency-mt-unsafe): nobody sets the environment
-  if (std::getenv("TSAN_OPTIONS") == nullptr)
-    variables.emplace_back("TSAN_OPTIONS=halt_on_error=1");
-  std::vector<char*> argv;
-  argv.reserve(texts.size() + 1);
-  for (std::string& text : texts) argv.push_back(text.data());
-  argv.push_back(nullptr);
-  std::vector<char*> environment;
-  environment.reserve(variables.size());
-  for (std::string& text : variables) environment.push_back(text.data());
-
-  const pid_t pid = ::fork();
-  if (pid < 0) throw std::system_error(errno, std::system_category(), "fork");
-  if (pid == 0) become(argv, environment, command, out.get(), err.get());
-  return pid;
 }
 
 bool accepts_connections(const Address& address) {
   try {
-    const Fd socket = connect_to(address);
-    bool connected = false;
-    wait_until(100ms, [&] {
-      sockaddr_storage peer = {};
-      socklen_t size = sizeof(peer);
-      connected = ::getpeername(socket.get(), reinterpret_cast<sockaddr*>(&peer), &size) == 0;
-      return connected || connect_error(socket) != 0;
-    });
-    return connected;
-  } catch (const std::system_error&) {
-    return false;  // refused at once: it does not listen yet
+    const Client client(address, 100ms);
+    return true;
+  } catch (const std::runtime_error&) {  // refused, at once or later: it does not listen yet
+    return false;
   }
 }
 
@@ -136,61 +159,59 @@ std::istringstream stat_of(const std::filesystem::path& process) {
   return std::istringstream(name_ends == std::string::npos ? "" : stat.substr(name_ends + 1));
 }
 
-// The processes of a group: state, parent and group come first in /proc/PID/stat.
-std::vector<pid_t> group_of(pid_t leader) {
-  std::vector<pid_t> members;
+// The processes whose parent, or whose group, is `number`: fields 4 and 5 of
+// /proc/PID/stat. Zombies are left out.
+enum class By { parent, group };
+std::vector<pid_t> processes(By field, pid_t number) {
+  std::vector<pid_t> found;
   std::error_code gone;  // processes come and go while we look
   for (const auto& entry : std::filesystem::directory_iterator("/proc", gone)) {
     std::istringstream stat = stat_of(entry.path());
     std::string state;
     pid_t parent = 0;
     pid_t group = 0;
-    if (stat >> state >> parent >> group && group == leader && state != "Z") {
-      members.push_back(std::stoi(entry.path().filename()));
+    if (stat >> state >> parent >> group && state != "Z" &&
+        (field == By::parent ? parent : group) == number) {
+      found.push_back(std::stoi(entry.path().filename()));
     }
   }
-  return members;
+  return found;
 }
 
-// User and system time of all threads, in ticks: the 14th and 15th field.
-void add_times(std::istringstream stat, Usage& usage) {
+// Adds what one process uses; nothing if it has just ended.
+void add_usage_of(pid_t pid, Usage& sum) {
+  clockid_t clock = 0;
+  timespec time = {};
+  if (::clock_getcpuclockid(pid, &clock) != 0 || ::clock_gettime(clock, &time) != 0) return;
+  sum.cpu += std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+
+  // User and system time of all threads, in ticks: the 14th and 15th field.
+  const std::string proc = fmt::format("/proc/{}", pid);
   const std::chrono::nanoseconds tick(1'000'000'000 / ::sysconf(_SC_CLK_TCK));
+  std::istringstream stat = stat_of(proc);
   std::string other;
   for (int field = 3; field < 14; ++field) stat >> other;
   std::int64_t user = 0;
   std::int64_t system = 0;
   if (stat >> user >> system) {
-    usage.user = user * tick;
-    usage.system = system * tick;
+    sum.user += user * tick;
+    sum.system += system * tick;
   }
-}
-
-// What one process uses; nothing if it has just ended.
-Usage usage_of(pid_t pid) {
-  Usage usage;
-  clockid_t clock = 0;
-  timespec time = {};
-  if (::clock_getcpuclockid(pid, &clock) != 0 || ::clock_gettime(clock, &time) != 0) return usage;
-  usage.cpu = std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
-
-  const std::string proc = fmt::format("/proc/{}", pid);
-  add_times(stat_of(proc), usage);
   std::ifstream status(proc + "/status");
   std::string key;
   while (status >> key) {
     std::size_t value = 0;
-    if (key == "VmRSS:" && status >> value) usage.resident = value * 1024;
-    if (key == "VmSize:" && status >> value) usage.address_space = value * 1024;
-    if (key == "VmPTE:" && status >> value) usage.page_tables = value * 1024;
-    if (key == "Threads:" && status >> value) usage.threads = value;
+    if (key == "VmRSS:" && status >> value) sum.resident += value * 1024;
+    if (key == "VmSize:" && status >> value) sum.address_space += value * 1024;
+    if (key == "VmPTE:" && status >> value) sum.page_tables += value * 1024;
+    if (key == "Threads:" && status >> value) sum.threads += value;
     status.ignore(4096, '\n');
   }
   std::error_code gone;
   for ([[maybe_unused]] const auto& entry :
        std::filesystem::directory_iterator(proc + "/fd", gone)) {
-    ++usage.descriptors;
+    ++sum.descriptors;
   }
-  return usage;
 }
 #endif
 
@@ -212,7 +233,13 @@ Command Command::with(const std::vector<std::string>& flags) const {
 Command Command::under(const std::vector<std::string>& wrapper) const {
   Command wrapped = *this;
   wrapped.argv.insert(wrapped.argv.begin(), wrapper.begin(), wrapper.end());
+  wrapped.wrapped_in += wrapper.size();
   return wrapped;
+}
+
+std::string Command::name() const {
+  return fmt::to_string(
+      fmt::join(argv.begin() + static_cast<std::ptrdiff_t>(wrapped_in), argv.end(), " "));
 }
 
 bool Command::port_is_given() const {
@@ -221,15 +248,49 @@ bool Command::port_is_given() const {
   });
 }
 
+Exit exit_of(int status) {
+  return WIFSIGNALED(status) ? Exit{true, WTERMSIG(status)} : Exit{false, WEXITSTATUS(status)};
+}
+
 std::string Exit::text() const {
   if (!signalled) return fmt::format("exit code {}", code);
   // NOLINTNEXTLINE(concurrency-mt-unsafe): tests ask from one thread
   return fmt::format("killed by signal {} ({})", code, ::strsignal(code));
 }
 
-ServerProcess::ServerProcess(const Command& command)
-    : stdout_(capture_file()), stderr_(capture_file()) {
+// The guard kills the server's group when the pipe to it is closed: by our destructor, or
+// by the kernel when this process ends, whatever ends it. (PR_SET_PDEATHSIG would kill the
+// server when the *thread* that started it ends, would spare its children, and is Linux's.)
+ServerProcess::ServerProcess()
+    : stdout_(capture_file()),
+      stderr_(capture_file()),
+      guard_(::popen("trap '' HUP INT QUIT TERM; read group; read end;"
+                     " kill -KILL -$group 2>/dev/null",
+                     "w"),
+             ::pclose) {
+  if (!guard_) throw std::system_error(errno, std::system_category(), "popen");
+  // No server must hold our end open; become() closes only the first 1024 descriptors.
+  ::fcntl(::fileno(guard_.get()), F_SETFD, FD_CLOEXEC);
   ignore_sigpipe();  // a test must survive the server that it kills
+}
+
+void ServerProcess::start(const Command& command, std::vector<std::string> arguments) {
+  const std::string program = find_program(arguments[0]);
+  const std::string complaint =
+      fmt::format("cannot run {}: {}\n", arguments[0],
+                  program.empty() ? error_text(errno) : "the system does not execute this file");
+  const std::vector<char*> argv = pointers_to(arguments);
+  std::vector<std::string> variables = environment_with(command.environment);
+  const std::vector<char*> environment = pointers_to(variables);
+  pid_ = ::fork();
+  if (pid_ < 0) throw std::system_error(errno, std::system_category(), "fork");
+  if (pid_ == 0)
+    become(program, argv, environment, complaint, command, stdout_.get(), stderr_.get());
+  fmt::print(guard_.get(), "{}\n", pid_);
+  (void)std::fflush(guard_.get());
+}
+
+ServerProcess::ServerProcess(const Command& command) : ServerProcess() {
   std::vector<std::string> argv = command.argv;
   const std::uint16_t port = command.port_is_given() ? free_port() : std::uint16_t{0};
   for (std::string& argument : argv) {
@@ -238,7 +299,7 @@ ServerProcess::ServerProcess(const Command& command)
     }
   }
   if (port == 0) argv.insert(argv.end(), {"--port", "0"});
-  pid_ = start(argv, command, stdout_, stderr_);
+  start(command, argv);
 
   const bool up = wait_until(patience, [&] {
     if (!running()) return true;
@@ -247,25 +308,21 @@ ServerProcess::ServerProcess(const Command& command)
   });
   const std::string line = output().substr(0, output().find('\n'));
   if (!up || !running() || (port == 0 && !line.starts_with(kListening))) {
-    const std::string fate = exit_ ? exit_->text() : "still running";
-    const std::string report = fmt::format("{} does not listen: {}, stdout \"{}\", stderr \"{}\"",
-                                           argv[0], fate, output(), errors());
-    end();
-    throw Failure(report);
+    throw NotListening(fmt::format("{} does not listen: {}, stdout \"{}\", stderr \"{}\"",
+                                   command.name(), exit_ ? exit_->text() : "still running",
+                                   output(), errors()));
   }
   try {
     address_ =
         port == 0 ? parse_address(line.substr(kListening.size())) : resolve("127.0.0.1", port);
   } catch (const std::exception&) {
-    end();
-    fail("{} says \"{}\", which is no address", argv[0], line);
+    fail("{} says \"{}\", which is no address", command.name(), line);
   }
 }
 
-ServerProcess::~ServerProcess() { end(); }
-
-void ServerProcess::end() {
-  ::kill(-pid_, SIGKILL);  // the group, if it has one: it may outlive the process we started
+ServerProcess::~ServerProcess() {
+  guard_.reset();         // the group may outlive the process that we started
+  if (pid_ <= 0) return;  // it was never started
   signal(SIGKILL);
   wait_for_exit(patience);
 }
@@ -297,9 +354,7 @@ void ServerProcess::thaw() { signal(SIGCONT); }
 std::optional<Exit> ServerProcess::wait_for_exit(milliseconds limit) {
   wait_until(limit, [this] {
     int status = 0;
-    if (!exit_ && ::waitpid(pid_, &status, WNOHANG) == pid_) {
-      exit_ = WIFSIGNALED(status) ? Exit{true, WTERMSIG(status)} : Exit{false, WEXITSTATUS(status)};
-    }
+    if (!exit_ && ::waitpid(pid_, &status, WNOHANG) == pid_) exit_ = exit_of(status);
     return exit_.has_value();
   });
   return exit_;
@@ -311,17 +366,7 @@ std::string ServerProcess::errors() const { return contents(stderr_); }
 Usage ServerProcess::usage() const {
 #ifdef __linux__
   Usage sum;
-  for (const pid_t member : group_of(pid_)) {
-    const Usage one = usage_of(member);
-    sum.cpu += one.cpu;
-    sum.user += one.user;
-    sum.system += one.system;
-    sum.resident += one.resident;
-    sum.address_space += one.address_space;
-    sum.page_tables += one.page_tables;
-    sum.threads += one.threads;
-    sum.descriptors += one.descriptors;
-  }
+  for (const pid_t member : processes(By::group, pid_)) add_usage_of(member, sum);
   if (sum.threads == 0) fail("the server has ended");
   return sum;
 #else
@@ -354,30 +399,30 @@ double ServerProcess::cpu_percent(milliseconds window) const {
 }
 
 Run run_to_end(const Command& command, milliseconds limit) {
-  const Fd out = capture_file();
-  const Fd err = capture_file();
-  const pid_t pid = start(command.argv, command, out, err);
-  int status = 0;
-  const bool ended = wait_until(limit, [&] { return ::waitpid(pid, &status, WNOHANG) == pid; });
-  if (!ended) {
-    ::kill(pid, SIGKILL);
-    ::waitpid(pid, &status, 0);
-    fail("{} did not end within {} ms; stdout \"{}\", stderr \"{}\"", command.argv[0],
-         limit.count(), contents(out), contents(err));
+  ServerProcess process;
+  process.start(command, command.argv);
+  const auto exit = process.wait_for_exit(limit);
+  if (!exit) {
+    fail("{} did not end within {} ms; stdout \"{}\", stderr \"{}\"", command.name(), limit.count(),
+         process.output(), process.errors());
   }
-  const Exit exit =
-      WIFSIGNALED(status) ? Exit{true, WTERMSIG(status)} : Exit{false, WEXITSTATUS(status)};
-  return {exit, contents(out), contents(err)};
+  return {*exit, process.output(), process.errors()};
 }
 
-bool is_installed(const std::string& program) {
-  const char* path = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe): nobody sets it
-  std::string_view folders = path != nullptr ? path : "";
-  while (!folders.empty()) {
-    const std::size_t end = std::min(folders.find(':'), folders.size());
-    const std::string candidate = fmt::format("{}/{}", folders.substr(0, end), program);
-    if (::access(candidate.c_str(), X_OK) == 0) return true;
-    folders.remove_prefix(std::min(end + 1, folders.size()));
-  }
-  return false;
+bool is_installed(const std::string& program) { return !find_program(program).empty(); }
+
+#ifdef __linux__
+void adopt_orphans() { ::prctl(PR_SET_CHILD_SUBREAPER, 1); }
+
+bool end_children() {
+  return wait_until(patience, [] {
+    for (const pid_t child : processes(By::parent, ::getpid())) ::kill(child, SIGKILL);
+    pid_t reaped = 1;
+    while (reaped > 0) reaped = ::waitpid(-1, nullptr, WNOHANG);
+    return reaped < 0;  // no child is left, nor a child's child: those become ours first
+  });
 }
+#else
+void adopt_orphans() {}
+bool end_children() { return true; }
+#endif

@@ -6,6 +6,8 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdio>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,15 +20,23 @@ struct Command {
   // The program and its arguments. "{port}" in an argument becomes a free port;
   // without it "--port 0" is appended, and the server's first line on stdout must
   // say where it listens ("listening on 127.0.0.1:12345").
-  std::vector<std::string> argv;
-  std::size_t descriptor_limit = 0;      // of the server, hard and soft; 0: as ours
-  std::vector<std::string> environment;  // "NAME=value", added to ours
-  std::size_t inherited = 0;             // descriptors of no use that are open when it starts
+  std::vector<std::string> argv = {};
+  std::size_t descriptor_limit = 0;           // of the server, hard and soft; 0: as ours
+  std::size_t soft_descriptor_limit = 0;      // soft only; 0: as descriptor_limit
+  std::vector<std::string> environment = {};  // "NAME=value", added to ours
+  std::size_t inherited = 0;                  // unused descriptors that are open when it starts
+  // By default no signal is blocked or ignored, whatever this process does.
+  std::vector<int> blocked_signals = {};
+  std::vector<int> ignored_signals = {};
+  // Of 0, 1 and 2. With stdout closed, argv needs a "{port}": there is no line to read.
+  std::vector<int> closed_descriptors = {};
+  std::size_t wrapped_in = 0;  // so many arguments of argv belong to a wrapper
 
   // This command with more flags, or run by another program ("strace -f …").
   Command with(const std::vector<std::string>& flags) const;
   Command under(const std::vector<std::string>& wrapper) const;
   bool port_is_given() const;  // it has a "{port}"
+  std::string name() const;    // the server and its flags, without the wrapper
 };
 
 struct Exit {
@@ -34,6 +44,7 @@ struct Exit {
   int code;  // the exit code, or the signal
   std::string text() const;
 };
+Exit exit_of(int status);  // as waitpid gives it
 
 // Of the process and of those it started, from Linux's /proc and their CPU clocks.
 struct Usage {
@@ -48,9 +59,21 @@ struct Usage {
   std::size_t descriptors = 0;
 };
 
+// Runs a program that is expected to end by itself, within `limit`.
+struct Run {
+  Exit exit;
+  std::string output;
+  std::string errors;
+};
+Run run_to_end(const Command& command, milliseconds limit = patience);
+
+struct NotListening : Failure {
+  using Failure::Failure;
+};
+
 class ServerProcess {
  public:
-  // Starts it and waits until it listens. Throws Failure if it does not.
+  // Starts it and waits until it listens. Throws NotListening if it does not.
   explicit ServerProcess(const Command& command);
   // Kills it and what it started, as far as they still run.
   ~ServerProcess();
@@ -82,22 +105,24 @@ class ServerProcess {
   double cpu_percent(milliseconds window) const;
 
  private:
-  void end();
+  friend Run run_to_end(const Command& command, milliseconds limit);
+  ServerProcess();  // not started
+  void start(const Command& command, std::vector<std::string> arguments);
 
   pid_t pid_ = -1;
   std::optional<Exit> exit_;
   Fd stdout_;
   Fd stderr_;
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> guard_;
   Address address_;
 };
 
-// Runs a program that is expected to end by itself, within `limit`.
-struct Run {
-  Exit exit;
-  std::string output;
-  std::string errors;
-};
-Run run_to_end(const Command& command, milliseconds limit = patience);
-
 // Whether a program of that name is on the PATH.
 bool is_installed(const std::string& program);
+
+// After adopt_orphans, a process whose parent ends becomes a child of this one, so that
+// end_children can kill all that a server left behind, in whatever session. It returns false
+// if that fails. Linux only (prctl(2), PR_SET_CHILD_SUBREAPER): elsewhere both do nothing,
+// and a process that left the server's group stays.
+void adopt_orphans();
+bool end_children();

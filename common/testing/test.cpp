@@ -2,9 +2,17 @@
 // it is there for. Then foreign servers, and the parts that tests are made of.
 #include <fnmatch.h>
 #include <poll.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <array>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -19,7 +27,7 @@
 namespace {
 
 Subject broken(const std::string& fault) {
-  Subject subject{.command = {.argv = {BROKEN_SERVER}, .environment = {}}, .clients = 300};
+  Subject subject{.command = {.argv = {BROKEN_SERVER}}, .clients = 300};
   if (!fault.empty()) subject.command = subject.command.with({"--fault", fault});
   return subject;
 }
@@ -38,6 +46,25 @@ void catches(battery::Behaviour behaviour, const std::string& fault) {
     fail("a server that {} passed", fault);
   });
   patience = usual;
+}
+
+// What `check` makes of the battery with these arguments, a command among them.
+Run check(const std::vector<std::string>& arguments) {
+  return run_to_end(Command{.argv = {CHECK_PROGRAM}}.with(arguments), 60s);
+}
+
+// The message of the failure to start this command.
+std::string failure_of(const Command& command) {
+  try {
+    const ServerProcess server(command);
+  } catch (const NotListening& failure) {
+    return failure.what();
+  }
+  return "no failure";
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
 }
 
 // How many of ten thousand reads return less than they could under these faults: dd
@@ -59,141 +86,90 @@ bool includes(const std::string& fault, const std::string& point) {
 
 }  // namespace
 
-TEST_CASE("a server without a fault passes the whole battery") {
+TEST_CASE("sound: a server without a fault passes the whole battery") {
   for (const battery::Named& behaviour : battery::all()) {
-    CAPTURE(behaviour.name);
+    CAPTURE(behaviour.id);
     holds(broken(""), behaviour.run);
   }
 }
 
-TEST_CASE("caught: an answer that waits for more") {
-  catches(battery::one_byte_at_a_time, "waits-for-a-second-byte");
+#define CAUGHT(behaviour, fault, title)                                         \
+  TEST_CASE("caught-" fault ": " title) { catches(battery::behaviour, fault); } \
+  static_assert(true, "takes a semicolon")
+
+CAUGHT(one_byte_at_a_time, "waits-for-a-second-byte", "an answer that waits for more");
+CAUGHT(any_bytes_any_size, "c-string", "data taken for a C string");
+CAUGHT(arbitrary_chunks, "truncates-large-reads", "large reads cut short");
+CAUGHT(half_close_slow_reader, "drops-pending-at-eof", "pending output dropped at half-close");
+CAUGHT(many_at_once, "mixes-connections", "bytes of one connection sent to another");
+CAUGHT(isolation, "blocks-in-write", "a write to one client that stalls the others");
+CAUGHT(idle, "write-always-armed", "write interest left armed");
+CAUGHT(close_without_reading, "dies-of-sigpipe", "death by SIGPIPE");
+CAUGHT(reset, "exits-on-an-error", "exit on a reset");
+CAUGHT(churn, "leaks-descriptors", "descriptors that are never closed");
+CAUGHT(out_of_descriptors, "spins-without-descriptors", "spinning without descriptors");
+CAUGHT(out_of_descriptors, "exits-without-descriptors", "exit without descriptors");
+CAUGHT(out_of_descriptors, "never-accepts-again", "never accepting again");
+CAUGHT(gone_before_accepted, "accepts-without-end", "accepting without end");
+CAUGHT(aborted_accepts, "pauses-on-abort", "a pause after an aborted accept");
+CAUGHT(interrupted_calls, "takes-eintr-of-read-for-an-error", "EINTR taken for an error");
+CAUGHT(interrupted_calls, "takes-eintr-of-recv-for-an-error",
+       "EINTR of another call taken for an error");
+CAUGHT(short_writes, "forgets-a-partial-write", "a partial write forgotten");
+CAUGHT(out_of_memory, "dies-without-memory", "exit without memory");
+CAUGHT(misuse, "lenient-flags", "nonsense taken for a port");
+CAUGHT(port_in_use, "complains-on-stdout", "a port in use and exit code 0");
+CAUGHT(stop_idle, "waits-for-the-idle", "waiting for idle clients at SIGTERM");
+CAUGHT(stop_busy, "drops-everything-at-stop", "bytes dropped at SIGTERM");
+CAUGHT(stop_stuck, "stop-without-grace", "waiting for ever at SIGTERM");
+CAUGHT(stop_unacknowledged, "takes-written-for-received",
+       "what is written taken for received at SIGTERM");
+CAUGHT(stop_asked_again, "uses-at-a-signal-what-is-gone",
+       "a signal handler that uses what is gone");
+CAUGHT(idle_timeout, "starts-no-timer", "no idle timer");
+CAUGHT(idle_timeout, "never-restarts-the-timer", "an idle timer that is never restarted");
+CAUGHT(slow_handler, "works-in-the-loop", "slow work in the loop");
+CAUGHT(order, "quick-overtakes-slow", "a quick request that overtakes a slow one");
+CAUGHT(idle_slow_reader, "waits-for-room-to-write", "an idle timeout that waits for POLLOUT");
+CAUGHT(idle_left, "keeps-the-timer-of-one-who-left", "the idle timer of a closed connection");
+CAUGHT(stop_door, "keeps-listening", "listening on after SIGTERM");
+CAUGHT(stop_short_of_descriptors, "drops-the-backlog-at-stop", "the backlog dropped at SIGTERM");
+CAUGHT(stop_stalls, "takes-a-stall-for-a-pause", "a stall taken for a pause of the client");
+CAUGHT(signals_blocked, "takes-signals-as-they-come", "signals that stay blocked");
+CAUGHT(process_one, "has-no-signal-handler", "no signal handler as process 1");
+CAUGHT(keep_alive, "keeps-who-vanished", "no keep-alive");
+CAUGHT(stop_blocked, "dies-of-a-second-signal", "death at a second signal");
+
+TEST_CASE("caught-handles-ignored-signals: a handler for a signal that the parent ignores") {
+  catches(battery::interrupt_ignored, "takes-signals-as-they-come");
 }
-TEST_CASE("caught: data taken for a C string") { catches(battery::any_bytes_any_size, "c-string"); }
-TEST_CASE("caught: large reads cut short") {
-  catches(battery::arbitrary_chunks, "truncates-large-reads");
+TEST_CASE("caught-no-way-out: no way out of a request that blocks") {
+  catches(battery::stop_blocked, "works-in-the-loop");
 }
-TEST_CASE("caught: unread bytes dropped at half-close") {
+TEST_CASE("caught-accepts-on-at-stop: accepting without end at SIGTERM") {
+  catches(battery::stop_flood, "accepts-without-end");
+}
+
+TEST_CASE("caught-closes-on-rdhup: unread bytes dropped at half-close") {
 #ifdef POLLRDHUP
   catches(battery::half_close, "closes-on-rdhup");
 #else
   holds([] { skip("there is no POLLRDHUP here to misread"); });
 #endif
 }
-TEST_CASE("caught: pending output dropped at half-close") {
-  catches(battery::half_close_slow_reader, "drops-pending-at-eof");
-}
-TEST_CASE("caught: bytes of one connection sent to another") {
-  catches(battery::many_at_once, "mixes-connections");
-}
-TEST_CASE("caught: a write to one client that stalls the others") {
-  catches(battery::isolation, "blocks-in-write");
-}
-TEST_CASE("caught: reading on while the output cannot leave") {
+TEST_CASE("caught-reads-without-bound: reading on while the output cannot leave") {
   if (kSanitized) return holds([] { skip("memory is the sanitizer's here"); });
   catches(battery::back_pressure, "reads-without-bound");
 }
-TEST_CASE("caught: write interest left armed") { catches(battery::idle, "write-always-armed"); }
-TEST_CASE("caught: death by SIGPIPE") {
-  catches(battery::close_without_reading, "dies-of-sigpipe");
-}
-TEST_CASE("caught: exit on a reset") { catches(battery::reset, "exits-on-an-error"); }
-TEST_CASE("caught: descriptors that are never closed") {
-  catches(battery::churn, "leaks-descriptors");
-}
-TEST_CASE("caught: memory that is never freed") {
+TEST_CASE("caught-leaks-memory: memory that is never freed") {
   if (kSanitized) return holds([] { skip("memory is the sanitizer's here"); });
   catches(battery::churn, "leaks-memory");
 }
-TEST_CASE("caught: spinning without descriptors") {
-  catches(battery::out_of_descriptors, "spins-without-descriptors");
-}
-TEST_CASE("caught: exit without descriptors") {
-  catches(battery::out_of_descriptors, "exits-without-descriptors");
-}
-TEST_CASE("caught: never accepting again") {
-  catches(battery::out_of_descriptors, "never-accepts-again");
-}
-TEST_CASE("caught: accepting without end") {
-  catches(battery::gone_before_accepted, "accepts-without-end");
-}
-TEST_CASE("caught: a pause after an aborted accept") {
-  catches(battery::aborted_accepts, "pauses-on-abort");
-}
-TEST_CASE("caught: EINTR taken for an error") {
-  catches(battery::interrupted_calls, "takes-eintr-of-read-for-an-error");
-}
-TEST_CASE("caught: EINTR of another call taken for an error") {
-  catches(battery::interrupted_calls, "takes-eintr-of-recv-for-an-error");
-}
-TEST_CASE("caught: a partial write forgotten") {
-  catches(battery::short_writes, "forgets-a-partial-write");
-}
-TEST_CASE("caught: exit on an unknown error") {
+TEST_CASE("caught-exits-on-an-unknown-error: exit on an unknown error") {
   catches(battery::random_errors, "exits-on-an-error");
 }
-TEST_CASE("caught: exit without memory") { catches(battery::out_of_memory, "dies-without-memory"); }
-TEST_CASE("caught: nonsense taken for a port") { catches(battery::misuse, "lenient-flags"); }
-TEST_CASE("caught: a port in use and exit code 0") {
-  catches(battery::port_in_use, "complains-on-stdout");
-}
-TEST_CASE("caught: waiting for idle clients at SIGTERM") {
-  catches(battery::stop_idle, "waits-for-the-idle");
-}
-TEST_CASE("caught: bytes dropped at SIGTERM") {
-  catches(battery::stop_busy, "drops-everything-at-stop");
-}
-TEST_CASE("caught: waiting for ever at SIGTERM") {
-  catches(battery::stop_stuck, "stop-without-grace");
-}
-TEST_CASE("caught: what is written taken for received at SIGTERM") {
-  catches(battery::stop_unacknowledged, "takes-written-for-received");
-}
-TEST_CASE("caught: a signal handler that uses what is gone") {
-  catches(battery::stop_asked_again, "uses-at-a-signal-what-is-gone");
-}
-TEST_CASE("caught: signals that stay blocked") {
-  catches(battery::signals_blocked, "takes-signals-as-they-come");
-}
-TEST_CASE("caught: a handler for a signal that the parent ignores") {
-  catches(battery::interrupt_ignored, "takes-signals-as-they-come");
-}
-TEST_CASE("caught: no signal handler as process 1") {
-  catches(battery::process_one, "has-no-signal-handler");
-}
-TEST_CASE("caught: no keep-alive") { catches(battery::keep_alive, "keeps-who-vanished"); }
-TEST_CASE("caught: death at a second signal") {
-  catches(battery::stop_blocked, "dies-of-a-second-signal");
-}
-TEST_CASE("caught: no way out of a request that blocks") {
-  catches(battery::stop_blocked, "works-in-the-loop");
-}
-TEST_CASE("caught: no idle timer") { catches(battery::idle_timeout, "starts-no-timer"); }
-TEST_CASE("caught: an idle timer that is never restarted") {
-  catches(battery::idle_timeout, "never-restarts-the-timer");
-}
-TEST_CASE("caught: slow work in the loop") { catches(battery::slow_handler, "works-in-the-loop"); }
-TEST_CASE("caught: a quick request that overtakes a slow one") {
-  catches(battery::order, "quick-overtakes-slow");
-}
-TEST_CASE("caught: an idle timeout that waits for POLLOUT") {
-  catches(battery::idle_slow_reader, "waits-for-room-to-write");
-}
-TEST_CASE("caught: the idle timer of a closed connection") {
-  catches(battery::idle_left, "keeps-the-timer-of-one-who-left");
-}
-TEST_CASE("caught: listening on after SIGTERM") { catches(battery::stop_door, "keeps-listening"); }
-TEST_CASE("caught: the backlog dropped at SIGTERM") {
-  catches(battery::stop_short_of_descriptors, "drops-the-backlog-at-stop");
-}
-TEST_CASE("caught: accepting without end at SIGTERM") {
-  catches(battery::stop_flood, "accepts-without-end");
-}
-TEST_CASE("caught: a stall taken for a pause of the client") {
-  catches(battery::stop_stalls, "takes-a-stall-for-a-pause");
-}
 
-TEST_CASE("caught: a failure says where and with which seed") {
+TEST_CASE("says-where: a failure says where and with which seed") {
   try {
     battery::arbitrary_chunks(broken("truncates-large-reads"));
     FAIL("it passed");
@@ -205,7 +181,7 @@ TEST_CASE("caught: a failure says where and with which seed") {
   }
 }
 
-TEST_CASE("a server relies on short reads: libfiu shortens none of its reads") {
+TEST_CASE("keeps-reads-whole: a server relies on short reads: libfiu shortens none of its reads") {
   holds([] {
     if (kSanitized) skip("libfiu and a sanitizer cannot both stand before the C library");
     const Subject any;
@@ -224,28 +200,24 @@ TEST_CASE("a server relies on short reads: libfiu shortens none of its reads") {
 }
 
 // Without the flag it fails: it waits for an event for bytes that libfiu held back.
-TEST_CASE("check --no-short-reads: chapter 08's server survives short writes") {
+TEST_CASE("no-short-reads: chapter 08's server survives short writes") {
   holds([] {
     const auto common = std::filesystem::path(BROKEN_SERVER).parent_path();
-    const auto check = common / "check";
     const auto server = common.parent_path() / "08-netpoller" / "server";
-    for (const auto& program : {check, server})
-      if (!exists(program)) skip("{} has not been built", program.string());
-    const Run run = run_to_end(
-        {.argv = {check, "--no-short-reads", "--only", "short writes", server}, .environment = {}},
-        60s);
+    if (!exists(server)) skip("{} has not been built", server.string());
+    const Run run = check({"--no-short-reads", "--only", "short writes", server});
     INFO(run.output << run.errors);
+    if (run.exit.code == 77) skip("{}", run.output);
     CHECK(run.exit.code == 0);
   });
 }
 
-TEST_CASE("a server of Go's net package holds but for the descriptors") {
+TEST_CASE("go-net: a server of Go's net package holds but for the descriptors") {
   holds([] {
     const std::string program = GO_NET_SERVER;
     if (program.empty()) skip("go is not installed, so there is no Go server to try");
-    const Subject go{
-        .command = {.argv = {program, "-address", "127.0.0.1:{port}"}, .environment = {}},
-        .clients = 1000};
+    const Subject go{.command = {.argv = {program, "-address", "127.0.0.1:{port}"}},
+                     .clients = 1000};
     const battery::Behaviour held[] = {battery::one_byte_at_a_time,
                                        battery::any_bytes_any_size,
                                        battery::arbitrary_chunks,
@@ -264,28 +236,197 @@ TEST_CASE("a server of Go's net package holds but for the descriptors") {
   });
 }
 
-TEST_CASE("a program that does not listen is a failure that says why") {
-  const auto message = [](const Command& command) {
-    try {
-      const ServerProcess server(command);
-    } catch (const Failure& failure) {
-      return std::string(failure.what());
-    }
-    return std::string("no Failure");
-  };
-  const std::string absent = message({.argv = {"no-such-program"}, .environment = {}});
-  CHECK(absent.find("exit code 127") != std::string::npos);
-  CHECK(absent.find("cannot run no-such-program: No such file") != std::string::npos);
-  CHECK(message({.argv = {"sh", "-c", "echo hello"}, .environment = {}}).find("stdout \"hello") !=
-        std::string::npos);
+TEST_CASE("ids: each behaviour has an id of its own, in small letters") {
+  std::set<std::string> ids;
+  for (const battery::Named& behaviour : battery::all()) {
+    CAPTURE(behaviour.id);
+    CHECK(ids.insert(behaviour.id).second);
+    CHECK(std::string(behaviour.id).find_first_not_of("abcdefghijklmnopqrstuvwxyz-") ==
+          std::string::npos);
+  }
 }
 
-TEST_CASE("what a server spends in user mode and in the kernel is told apart") {
+TEST_CASE("subreaper: a server that forks sixty processes: none is left") {
+#ifdef __linux__
+  // Each leaves the server's session, and sleeps for a time that only these sleep for.
+  const std::string time = fmt::format("1000.{}", ::getpid());
+  const std::string script =
+      "for i in $(seq 60); do setsid sleep " + time + " & done; exec \"$0\" \"$@\"";
+  CHECK(check({"--only", "half-close", "sh", "-c", script, BROKEN_SERVER}).exit.code == 0);
+  for (const auto& process : std::filesystem::directory_iterator("/proc")) {
+    std::string command;
+    std::getline(std::ifstream(process.path() / "cmdline"), command);
+    CHECK_FALSE(command.starts_with("sleep" + std::string(1, '\0') + time));
+  }
+#else
+  holds([] { skip("no system but Linux has a subreaper for adopt_orphans"); });
+#endif
+}
+
+TEST_CASE("hostile: a server kills its process group or its parent: check goes on") {
+  for (const std::string victim : {"0", "$PPID"}) {
+    const std::string script = "kill -KILL " + victim + "; exec \"$0\" \"$@\"";
+    const Run run =
+        check({"--only", "idle", "--only", "half-close", "sh", "-c", script, BROKEN_SERVER});
+    CAPTURE(run.output);
+    CHECK(run.exit.text() == "exit code 1");
+    CHECK(contains(run.output, "killed by signal 9"));
+    CHECK(contains(run.output, "0 passed, 2 failed, 0 skipped"));
+  }
+}
+
+TEST_CASE("two-failures: a server never listens: check tries two behaviours") {
+  const Run run = check({"sh", "-c", "exit 3"});
+  CHECK(run.exit.code == 1);
+  CAPTURE(run.output);
+  CHECK(contains(run.output,
+                 fmt::format("0 passed, 2 failed, {} skipped", battery::all().size() - 2)));
+}
+
+TEST_CASE("exit-codes: check tells all skipped from some skipped and from misuse") {
+  const std::vector<std::string> no_flags = {BROKEN_SERVER, "--port", "{port}"};
+  const auto exit_code = [&](std::vector<std::string> flags) {
+    flags.insert(flags.end(), no_flags.begin(), no_flags.end());
+    return check(flags).exit.code;
+  };
+  CHECK(exit_code({"--only", "order"}) == 77);
+  CHECK(exit_code({"--only", "order", "--only", "half-close"}) == 0);
+  CHECK(exit_code({"--only", "order", "--only", "no-such-id"}) == 2);
+}
+
+TEST_CASE("seed: check passes its seed on, and a failure names the flags that repeat it") {
+  const Run run = check({"--seed", "7", "--only", "arbitrary-chunks", BROKEN_SERVER, "--fault",
+                         "truncates-large-reads"});
+  CAPTURE(run.output);
+  CHECK(contains(run.output, "seed 7)"));
+  CHECK(contains(run.output, "(again: --only arbitrary-chunks --seed 7)"));
+}
+
+TEST_CASE("json: check prints one object, whatever bytes the server writes") {
+  holds([] {
+    if (!is_installed("python3")) skip("python3 is not installed");
+    const std::string noisy = R"(printf '\377\001"\\' >&2; exec "$0" "$@" --fault dies-of-sigpipe)";
+    const std::string script = R"(import json, sys
+r = json.loads(sys.argv[1])
+print(r['seed'], r['passed'], r['failed'], r['skipped'])
+for b in r['behaviours']:
+  print(b['id'], b['title'], b['outcome'], b['seconds'] > 0, '\xff\x01"\\' in b['reason']))";
+    const Run run =
+        check({"--json", "--seed", "7", "--only", "close-without-reading", "--only", "stop-idle",
+               "--only", "order", "sh", "-c", noisy, BROKEN_SERVER, "--port", "{port}"});
+    CAPTURE(run.output);
+    CHECK(run_to_end({.argv = {"python3", "-c", script, run.output}}).output ==
+          "7 1 1 1\n"
+          "close-without-reading close without reading fail True True\n"
+          "stop-idle stop, idle pass True False\n"
+          "order order skip True False\n");
+  });
+}
+
+TEST_CASE("does-not-listen: a program that does not listen is a failure that says why") {
+  const std::string absent = failure_of({.argv = {"no-such-program"}});
+  CAPTURE(absent);
+  CHECK(contains(absent, "exit code 127"));
+  CHECK(contains(absent, "cannot run no-such-program: No such file"));
+  CHECK(contains(failure_of({.argv = {"sh", "-c", "echo hello"}}), "stdout \"hello"));
+}
+
+TEST_CASE("names-the-server: a failure names the server, not its wrapper") {
+  const Command server{.argv = {"sh", "-c", "exit 3"}};
+  CHECK(failure_of(server.under({"env", "A=b"})).starts_with("sh -c exit 3 does not listen"));
+}
+
+TEST_CASE("long-output: a failure quotes both ends of a long output") {
+  const std::string message =
+      failure_of({.argv = {"sh", "-c", "(echo first; seq 100000; echo last) >&2"}});
+  CHECK(message.size() < 5'000);
+  CHECK(contains(message, "first\n1\n2\n"));
+  CHECK(contains(message, "100000\nlast\n"));
+}
+
+TEST_CASE("outlives-thread: a server still runs when the thread that started it has ended") {
+  std::unique_ptr<ServerProcess> server;
+  std::thread([&] { server = std::make_unique<ServerProcess>(broken("").command); }).join();
+  Client(server->address()).echo("hello");
+  CHECK(server->running());
+}
+
+TEST_CASE("killed-test: no server is left when its test is killed") {
+  std::array<int, 2> ends;
+  REQUIRE(::pipe(ends.data()) == 0);
+  const Fd from(ends[0]);
+  const Fd to(ends[1]);
+  if (::fork() == 0) {
+    const ServerProcess server(broken("").command);
+    const Address address = server.address();
+    (void)!::write(to.get(), &address, sizeof address);
+    ::raise(SIGKILL);
+  }
+  Address address = {};
+  REQUIRE(::read(from.get(), &address, sizeof address) == sizeof address);
+  ::wait(nullptr);
+  const bool gone = wait_until(patience, [&] {
+    try {
+      const Client client(address, 1s);
+      return false;
+    } catch (const std::exception&) {  // refused, at once or later
+      return true;
+    }
+  });
+  CHECK(gone);
+}
+
+TEST_CASE("environment: a variable of the command replaces the one of that name") {
+  const Run run = run_to_end({.argv = {"env"}, .environment = {"HOME=/nowhere"}});
+  const std::string output = "\n" + run.output;
+  CHECK(contains(output, "\nHOME=/nowhere\n"));
+  CHECK(output.find("\nHOME=") == output.rfind("\nHOME="));
+  CHECK(contains(run.output, "PATH="));
+}
+
+TEST_CASE("fresh-signals: signals that the test ignores or blocks end its servers") {
+  const auto exit_of = [](const char* signal) {
+    const std::string script = fmt::format("kill -{} $$; echo survived", signal);
+    return run_to_end({.argv = {"sh", "-c", script}}).exit.text();
+  };
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): SIG_IGN is such a cast
+  const auto usual = std::signal(SIGINT, SIG_IGN);
+  sigset_t term;
+  sigset_t usual_mask;
+  sigemptyset(&term);
+  sigaddset(&term, SIGTERM);
+  ::pthread_sigmask(SIG_BLOCK, &term, &usual_mask);
+  CHECK(exit_of("INT") == "killed by signal 2 (Interrupt)");
+  CHECK(exit_of("TERM") == "killed by signal 15 (Terminated)");
+  ::pthread_sigmask(SIG_SETMASK, &usual_mask, nullptr);
+  std::signal(SIGINT, usual);
+}
+
+TEST_CASE("started-so: a command asks for signals, a soft limit and closed descriptors") {
+  const auto run = [](Command command, const std::string& script) {
+    command.argv = {"sh", "-c", script};
+    const Run made = run_to_end(command);
+    return made.output + made.exit.text();
+  };
+  const std::string interrupt = "kill -INT $$; echo survived; exit 3";
+  CHECK(run({.ignored_signals = {SIGINT}}, interrupt) == "survived\nexit code 3");
+  CHECK(run({.blocked_signals = {SIGINT}}, interrupt) == "survived\nexit code 3");
+  const std::string limits = "ulimit -Sn; ulimit -Hn";
+  CHECK(run({.descriptor_limit = 90, .soft_descriptor_limit = 40}, limits) ==
+        "40\n90\nexit code 0");
+  for (const int fd : {0, 1, 2}) {
+    const std::string use = fmt::format("(exec 3<&{}) && exit 0; exit 9", fd);
+    CHECK(run({}, use) == "exit code 0");
+    CHECK(run({.closed_descriptors = {fd}}, use) == "exit code 9");
+  }
+}
+
+TEST_CASE("user-and-system: what a server spends in user mode and in the kernel is told apart") {
   holds([] {
     // Two programs that never wait: one computes, the other does nothing but system calls.
     const auto system_share = [](const std::string& loop) {
       const std::string script = "echo listening on 127.0.0.1:1; " + loop;
-      const ServerProcess server({.argv = {"sh", "-c", script}, .environment = {}});
+      const ServerProcess server({.argv = {"sh", "-c", script}});
       std::this_thread::sleep_for(500ms);
       const Usage usage = server.usage();
       CHECK(std::abs((usage.user + usage.system - usage.cpu) / 1ms) < 100);
@@ -296,7 +437,7 @@ TEST_CASE("what a server spends in user mode and in the kernel is told apart") {
   });
 }
 
-TEST_CASE("a pattern is the same wherever it is entered and differs between clients") {
+TEST_CASE("pattern: a pattern is the same wherever it is entered and differs between clients") {
   std::string whole(1000, '\0');
   fill_pattern(1, 0, whole);
   for (std::size_t offset = 0; offset < 990; offset += 7) {
