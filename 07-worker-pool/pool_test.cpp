@@ -15,7 +15,7 @@
 
 #include "common/testing/client.h"
 #include "common/testing/holds.h"
-#include "loop_under_test.h"
+#include "common/testing/loop_under_test.h"
 #include "worker_pool.h"
 
 namespace {
@@ -101,7 +101,7 @@ std::size_t unfinished_jobs(LoopUnderTest& server) {
 
 }  // namespace
 
-TEST_CASE("a pool does as many jobs at once as it has workers") {
+TEST_CASE("pool-workers: five jobs, three workers: three run at once") {
   holds([] {
     Gate gate;
     WorkerPool pool(3, 10);
@@ -113,7 +113,7 @@ TEST_CASE("a pool does as many jobs at once as it has workers") {
   });
 }
 
-TEST_CASE("a queue takes as many jobs as it is long") {
+TEST_CASE("pool-queue: a full queue: another job is refused") {
   holds([] {
     Gate gate;
     WorkerPool pool(1, 2);
@@ -127,7 +127,7 @@ TEST_CASE("a queue takes as many jobs as it is long") {
   });
 }
 
-TEST_CASE("the end of a pool drops what waits and waits for what is done") {
+TEST_CASE("pool-end: the pool ends: queued jobs are dropped, running ones are waited for") {
   holds([] {
     Gate gate;
     std::atomic<bool> waiting_one_ran = false;
@@ -152,7 +152,7 @@ TEST_CASE("the end of a pool drops what waits and waits for what is done") {
   });
 }
 
-TEST_CASE("a client has one job at a time and its replies in order") {
+TEST_CASE("one-job-a-client: many requests of one client: one job at a time, replies in order") {
   holds([] {
     std::atomic<int> at_once = 0;
     std::atomic<int> most = 0;
@@ -177,7 +177,7 @@ TEST_CASE("a client has one job at a time and its replies in order") {
   });
 }
 
-TEST_CASE("a request of three steps takes a callback for each") {
+TEST_CASE("three-steps: a request of three steps: a callback for each") {
   holds([] {
     // As if each asked somebody: a database, another server, a disk.
     const auto look_up = [](const std::string& name) { return "user of " + name; };
@@ -203,7 +203,8 @@ TEST_CASE("a request of three steps takes a callback for each") {
   });
 }
 
-TEST_CASE("no next job is begun before the reply to the last has gone") {
+TEST_CASE(
+    "reply-before-next-job: a client does not read its replies: its next job does not begin") {
   holds([] {
     constexpr std::size_t kReply = 1 << 20;
     std::atomic<int> jobs = 0;
@@ -229,7 +230,7 @@ TEST_CASE("no next job is begun before the reply to the last has gone") {
   });
 }
 
-TEST_CASE("a second job of one client is refused") {
+TEST_CASE("second-job: a handler starts a second job for a connection: the connection is closed") {
   holds([] {
     LoopUnderTest server([](Connection& conn) {
       conn.offload([] { return std::string("first"); }, reply);
@@ -241,7 +242,7 @@ TEST_CASE("a second job of one client is refused") {
   });
 }
 
-TEST_CASE("a job that throws closes its connection and no other") {
+TEST_CASE("job-throws: a job throws: its connection is closed, and no other") {
   holds([] {
     LoopUnderTest server([](Connection& conn) {
       std::string request(conn.reader().next(conn.reader().len()));
@@ -264,7 +265,7 @@ TEST_CASE("a job that throws closes its connection and no other") {
   });
 }
 
-TEST_CASE("a job is finished when its reply is written") {
+TEST_CASE("job-finished: a reply is written: its job is finished") {
   holds([] {
     EventLoop* loop = nullptr;
     // The reply is how many jobs are unfinished then. The worker, which gives way to the
@@ -292,7 +293,7 @@ TEST_CASE("a job is finished when its reply is written") {
   });
 }
 
-TEST_CASE("the reply for a client that has gone reaches nobody") {
+TEST_CASE("reply-to-closed: a connection is closed while its job runs: no other gets the reply") {
   holds([] {
     Gate gate;
     std::weak_ptr<Connection> asked;
@@ -316,7 +317,7 @@ TEST_CASE("the reply for a client that has gone reaches nobody") {
   });
 }
 
-TEST_CASE("a short queue keeps no worker from work") {
+TEST_CASE("short-queue: a queue of one, four workers: all four work") {
   holds([] {
     Gate gate;
     LoopUnderTest server(jobs_at(gate), 0ms, 4, 1);
@@ -331,7 +332,7 @@ TEST_CASE("a short queue keeps no worker from work") {
   });
 }
 
-TEST_CASE("a client that has finished sending is closed after its last job") {
+TEST_CASE("finished-sending: a client has half-closed: it gets all replies, then the end") {
   holds([] {
     constexpr std::size_t kReply = 40'000;  // little enough that the FIN is read beside it
     constexpr std::size_t kRequests = 400;  // enough to fill the queues on the way
@@ -359,7 +360,9 @@ TEST_CASE("a client that has finished sending is closed after its last job") {
   });
 }
 
-TEST_CASE("a connection that is given a job by another one is not read from either") {
+TEST_CASE(
+    "job-from-another: another connection's handler starts a job: the connection is not read "
+    "meanwhile") {
   holds([] {
     Gate gate;
     std::weak_ptr<Connection> known;
@@ -387,7 +390,7 @@ TEST_CASE("a connection that is given a job by another one is not read from eith
   });
 }
 
-TEST_CASE("what is left of a connection that is closed is not handled") {
+TEST_CASE("closed-not-handled: a connection is closed with bytes unread: they are not handled") {
   holds([] {
     std::atomic<int> calls = 0;
     LoopUnderTest server([&](Connection& conn) {
@@ -404,7 +407,9 @@ TEST_CASE("what is left of a connection that is closed is not handled") {
   });
 }
 
-TEST_CASE("with a full queue a client that asks for more is not read from and has its turn later") {
+TEST_CASE(
+    "full-queue: the queue is full: a client with a slow request is not read, and is served "
+    "later") {
   holds([] {
     Gate gate;
     LoopUnderTest server(jobs_at(gate), 0ms, 1, 1);
@@ -428,7 +433,7 @@ TEST_CASE("with a full queue a client that asks for more is not read from and ha
   });
 }
 
-TEST_CASE("the first in the line is the first at work") {
+TEST_CASE("full-queue-order: clients wait for the full queue: they are served in order") {
   holds([] {
     Gate gate;
     std::mutex mutex;
@@ -459,7 +464,7 @@ TEST_CASE("the first in the line is the first at work") {
   });
 }
 
-TEST_CASE("a client that waits for its job is not idle") {
+TEST_CASE("job-not-idle: --idle-timeout, a job is under way: its connection is not idle") {
   holds([] {
     Gate gate;
     LoopUnderTest server(jobs_at(gate), 100ms);
