@@ -377,12 +377,15 @@ TEST_CASE("no-epoll-ctl: messages in the steady state: no epoll_ctl") {
     if (kKqueue) skip("the poller is kqueue here");
     CallLog log(kServer.command, "epoll_ctl,write");
     ServerProcess server(log.command());
-    Swarm swarm(server.address(), 20, battery::seed());
-    swarm.connect();
+    auto clients = connect_clients(server.address(), 20);
+    for (Client& client : clients) client.echo("hello");
     // The clients, the listener, and a pipe; in 08 two pipes.
     constexpr std::size_t kCalls = 20 + (CHAPTER < 8 ? 2 : 3);
     CHECK(wait_until(patience, [&] { return log.count("epoll_ctl") == kCalls; }));
-    for (int i = 0; i < 10; ++i) swarm.exchange({.bytes = 64, .smallest_chunk = 64});
+    for (int i = 0; i < 10; ++i) {
+      for (Client& client : clients) client.send("hello");
+      for (Client& client : clients) CHECK(client.receive(5) == "hello");
+    }
     CHECK(log.count("write") >= 20 * 11);
     CHECK(log.count("epoll_ctl") == kCalls);
   });
