@@ -11,7 +11,7 @@
 
 const Subject kServer{.command = {.argv = {SERVER}, .environment = {}}, .clients = 1'000};
 
-TEST_CASE("fd-setsize: a descriptor of FD_SETSIZE: refused, existing connections are served") {
+TEST_CASE("fd-setsize: a descriptor reaches FD_SETSIZE: refused, existing connections are served") {
   holds([] {
     Swarm::need_descriptors(1'100);
     battery::with_server(kServer.command, [](ServerProcess& server) {
@@ -25,7 +25,7 @@ TEST_CASE("fd-setsize: a descriptor of FD_SETSIZE: refused, existing connections
   });
 }
 
-TEST_CASE("fd-setsize-value: few connections, but large descriptors: the value is limited") {
+TEST_CASE("fd-setsize-value: few connections, large descriptors: the limit is the value") {
   holds([] {
     Swarm::need_descriptors(1'100);
     Command command = kServer.command;

@@ -182,7 +182,7 @@ TEST_CASE("open-loop-count: the open loop: all messages that were due are sent, 
   CHECK(result.total <= 1201);
 }
 
-TEST_CASE("stall-open-loop: the server stops for a second: the open loop's p99 shows it") {
+TEST_CASE("stall-open-loop: the server is suspended for a second: the open loop's p99 shows it") {
   LoadPlan plan;
   plan.rate = 2000;
   const LoadResult result = load_with_a_stall(plan);
@@ -192,7 +192,8 @@ TEST_CASE("stall-open-loop: the server stops for a second: the open loop's p99 s
 }
 
 TEST_CASE(
-    "stall-closed-loop: the server stops for a second: the closed loop's p99 does not show it") {
+    "stall-closed-loop: the server is suspended for a second: the closed loop's p99 does not show "
+    "it") {
   const LoadResult result = load_with_a_stall({});
   CHECK(ms(result.latency.quantile(0.99)) < 300);
   CHECK(ms(result.latency.max()) > 900);  // only this one does

@@ -211,7 +211,7 @@ TEST_CASE("connect-refused: nothing listens at the address: connect fails with E
     await(client, POLLOUT);
     CHECK(connect_error(client) == ECONNREFUSED);
   } catch (const std::system_error& error) {
-    CHECK(error.code().value() == ECONNREFUSED);  // the BSDs say so at once
+    CHECK(error.code().value() == ECONNREFUSED);  // the BSDs report it at once
   }
 }
 
@@ -275,7 +275,7 @@ TEST_CASE("underway: bytes unread, or not acknowledged: underway reports them") 
   const std::string much(1 << 20, 'x');
   while (write_some(pair.server, much).status == Io::ok) {
   }
-#ifdef __linux__  // other systems may not tell
+#ifdef __linux__  // other systems may not report it
   REQUIRE(underway(pair.server).out);
 #endif
   std::vector<char> all(1 << 20);
@@ -370,7 +370,7 @@ TEST_CASE("log-line: stderr is full: the line is lost, the process does not wait
   std::array<char, 1024> line;
   const IoResult in = read_some(read_end, line);
 
-  set_non_blocking(write_end);  // only to fill it: log_line must not count on it
+  set_non_blocking(write_end);  // only to fill it: log_line must not depend on it
   while (write_some(write_end, std::string(4096, '!')).status == Io::ok) {
   }
   ::fcntl(STDERR_FILENO, F_SETFL, 0);

@@ -120,7 +120,7 @@ TEST_CASE("stop-at-once: SIGTERM or SIGINT: the server dies of the signal") {
 // ---- From 02 on: many clients at once.
 
 #if CHAPTER >= 2
-TEST_CASE("many-at-once: as many clients as the server is for: each gets its own bytes") {
+TEST_CASE("many-at-once: a thousand clients or more at once: each gets its own bytes") {
   holds(kServer, battery::many_at_once);
 }
 TEST_CASE("isolation: a client never reads: the others are not delayed") {

@@ -40,7 +40,7 @@ std::size_t open_descriptors() {
       std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator()));
 }
 
-// As long as it lives the process gets no memory that it has not got yet.
+// While it lives, the process gets no more memory.
 class NoMoreMemory {
  public:
   NoMoreMemory() {
@@ -65,7 +65,7 @@ TEST_CASE("post: another thread posts: the callback runs on the loop's thread wi
     const auto start = Clock::now();
     for (int i = 0; i < 20; ++i) server.run([&] { ran_on = std::this_thread::get_id(); });
     CHECK(ran_on == server.thread());
-    CHECK(ms_since(start) < 200);    // not each at the next tick of something
+    CHECK(ms_since(start) < 200);    // not each at a tick
     CHECK(cpu_percent(200ms) < 10);  // and then it sleeps again
   });
 }
@@ -79,7 +79,7 @@ TEST_CASE("post-order: four threads post: no callback is lost, those of a thread
     bool in_order = true;
     std::vector<std::thread> threads;
     for (std::size_t t = 0; t < kThreads; ++t) {
-      // By twos, each pair when the one before has run: so the loop is woken often, and
+      // Two at a time, and the next two when these have run. So the loop is woken often, and
       // other threads post while it wakes.
       threads.emplace_back([&, t] {
         const auto give_up = Clock::now() + patience;
@@ -163,7 +163,7 @@ TEST_CASE("timer-cancelled: a timer is cancelled: it does not run") {
       const Timer first = loop.run_after(20ms, [&] { ran = true; });
       loop.cancel(first);
       loop.cancel(first);
-      // Of two that are due in one turn, the first cancels the second, and itself.
+      // Two are due in one turn. The first cancels both.
       auto second = std::make_shared<std::array<Timer, 2>>();
       (*second)[0] = loop.run_after(10ms, [&loop, second] {
         loop.cancel((*second)[0]);
@@ -262,8 +262,8 @@ TEST_CASE(
 }
 
 TEST_CASE(
-    "no-memory-for-output: no memory for a connection's output: it is closed, and not the "
-    "sender's") {
+    "no-memory-for-output: a handler writes to another connection, no memory: only the other is "
+    "closed") {
   holds([] {
     if (kSanitized) skip("memory is the sanitizer's here");
 #ifdef __APPLE__
@@ -275,7 +275,7 @@ TEST_CASE(
       if (conn.reader().peek(1) == "b") other = conn.weak_from_this();
       if (conn.reader().peek(1) == "a") {
         const NoMoreMemory none;
-        other.lock()->write(much);  // what the socket does not take has to be kept
+        other.lock()->write(much);  // what the socket does not take must be stored
       }
       echo(conn);
     });
@@ -347,19 +347,19 @@ TEST_CASE(
     a.echo("a");
     b.echo("b");
     std::unique_ptr<Client> c;
-    server.run([&] {  // while the loop is here, all three become ready
+    server.run([&] {  // while the loop is busy here, all three become ready
       armed = true;
       a.send("a");
       b.send("b");
       c = std::make_unique<Client>(server.address());
     });
     c->echo("c");
-    REQUIRE(called.size() == 1);  // the other one was closed before its turn
+    REQUIRE(called.size() == 1);  // the other was closed before its turn
     Client& survivor = called == "a" ? a : b;
     Client& victim = called == "a" ? b : a;
     CHECK(survivor.receive(1) == called);
     CHECK(victim.is_closed_within(patience));
-    CHECK(after == before);  // the number is kept until the batch is done
+    CHECK(after == before);  // the descriptor stays taken until the batch is done
   });
 }
 
@@ -408,7 +408,7 @@ TEST_CASE(
     Client client(server.address());
     std::this_thread::sleep_for(300ms);
     client.echo("I am not idle");
-    CHECK_FALSE(client.is_closed_within(400ms));  // 700 ms after it came
+    CHECK_FALSE(client.is_closed_within(400ms));  // 700 ms after it connected
     CHECK(client.is_closed_within(patience));
   });
 }

@@ -11,7 +11,7 @@
 
 namespace {
 
-// Two connected sockets; the poller is to watch the first.
+// Two connected sockets. The poller watches the first.
 struct Ends {
   Ends() {
     std::array<int, 2> ends{};
@@ -25,7 +25,7 @@ struct Ends {
   Fd theirs;
 };
 
-// "r", "w", "rw": what one wait reports of the only descriptor that is watched.
+// "r", "w" or "rw": what one wait reports about the only watched descriptor.
 std::string reported(Poller& poller, milliseconds limit = 0ms) {
   std::string text;
   for (const Ready& ready : poller.wait(limit)) {
