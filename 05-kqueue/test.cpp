@@ -1,105 +1,21 @@
-// 05-kqueue: the battery with ten thousand clients; what the idle cost; refused changes.
+// 05-kqueue: what is special about this chapter. The rest of what the server is held to is in
+// common/testing/chapter_test.cpp: the battery with ten thousand clients, shutdown, many
+// connections on one thread, and what idle connections cost.
 #include <fmt/core.h>
 
 #include <csignal>
-#include <memory>
 #include <string>
 #include <thread>
-#include <vector>
 
-#include "common/testing/battery.h"
-#include "common/testing/client.h"
-#include "common/testing/cost.h"
+#include "common/testing/chapter.h"
 #include "common/testing/faults.h"
-#include "common/testing/holds.h"
-#include "common/testing/server_process.h"
-#include "common/testing/swarm.h"
 
-namespace {
 const Subject kServer{.command = {.argv = {SERVER}, .environment = {}}, .clients = 10'000};
-}
 
-TEST_CASE("each single byte comes back before the next is sent") {
-  holds(kServer, battery::one_byte_at_a_time);
-}
-TEST_CASE("any bytes come back in any size") { holds(kServer, battery::any_bytes_any_size); }
-TEST_CASE("however the bytes are split they come back in order") {
-  holds(kServer, battery::arbitrary_chunks);
-}
-TEST_CASE("a client that half-closes gets all of its bytes and then the end") {
-  holds(kServer, battery::half_close);
-}
-TEST_CASE("a client that half-closes and reads late gets all of its bytes") {
-  holds(kServer, battery::half_close_slow_reader);
-}
-TEST_CASE("ten thousand clients at once each get their own bytes") {
-  holds(kServer, battery::many_at_once);
-}
-TEST_CASE("a client that never reads delays nobody") { holds(kServer, battery::isolation); }
-TEST_CASE("clients that send and never read cost neither memory nor CPU") {
-  holds(kServer, battery::back_pressure);
-}
-TEST_CASE("a thousand silent clients cost no CPU") { holds(kServer, battery::idle); }
-TEST_CASE("a reset ends one connection and nothing else") { holds(kServer, battery::reset); }
-TEST_CASE("a client that closes without reading does no harm") {
-  holds(kServer, battery::close_without_reading);
-}
-TEST_CASE("five thousand clients later nothing is left behind") { holds(kServer, battery::churn); }
-TEST_CASE("without a free descriptor those inside are served and the others wait") {
-  holds(kServer, battery::out_of_descriptors);
-}
-TEST_CASE("a thousand clients that have left before they are accepted hold up nobody") {
-  holds(kServer, battery::gone_before_accepted);
-}
-TEST_CASE("a connection that died in the queue is skipped at once") {
-  holds(kServer, battery::aborted_accepts);
-}
-TEST_CASE("signals change nothing") { holds(kServer, battery::interrupted_calls); }
-TEST_CASE("a write that takes only a part is continued") { holds(kServer, battery::short_writes); }
-TEST_CASE("random errors end single connections only") { holds(kServer, battery::random_errors); }
-// Not battery::out_of_memory: libkqueue itself does not survive an allocation that fails.
-TEST_CASE("a port in use is said in one line") { holds(kServer, battery::port_in_use); }
-TEST_CASE("a wrong flag is said in one line") { holds(kServer, battery::misuse); }
-TEST_CASE("at SIGTERM the idle are closed") { holds(kServer, battery::stop_idle); }
-TEST_CASE("at SIGTERM every byte on its way comes back") { holds(kServer, battery::stop_busy); }
-TEST_CASE("at SIGTERM a client that never reads is waited for until the grace ends") {
-  holds(kServer, battery::stop_stuck);
-}
-TEST_CASE("at SIGTERM a client that reads slowly gets every byte") {
-  holds(kServer, battery::stop_unacknowledged);
-}
-TEST_CASE("a signal too many does not hold up the end") {
-  holds(kServer, battery::stop_asked_again);
-}
-
-// The chapter's own claims.
-
-TEST_CASE("at SIGTERM a conversation goes on until it pauses") {
+TEST_CASE("stop-at-start: SIGTERM while the server starts: it ends with exit code 0") {
   holds([] {
-    for (const int number : {SIGTERM, SIGINT}) {
-      ServerProcess server(kServer.command);
-      Client client(server.address());
-      client.echo("hello");
-      server.signal(number);
-      server.signal(SIGTERM);  // said again
-      // Longer than some ticks, with pauses that are shorter than one, and long enough for
-      // each reply to be acknowledged (which the kernel puts off for 40 ms).
-      for (int i = 0; i < 15; ++i) {
-        client.echo("still here");
-        std::this_thread::sleep_for(90ms);
-      }
-      CHECK(client.is_closed_within(1s));
-      const auto exit = server.wait_for_exit(1s);
-      REQUIRE(exit.has_value());
-      CHECK(exit->text() == "exit code 0");
-    }
-  });
-}
-
-TEST_CASE("a signal while it starts is not lost") {
-  holds([] {
-    // The handler is there, and for two seconds no filter follows: what libkqueue asks first
-    // of the listener, whose filter is the first, takes so long.
+    // The handler is installed, and for two seconds no filter follows: libkqueue's first call for
+    // the listener, whose filter is the first, takes so long.
     const Command slow = under_strace(kServer.command, {"getsockopt:delay_enter=2000000:when=1"});
     Command command = slow.under({"sh", "-c", "(sleep 1; kill -TERM $$) & exec \"$@\"", "sh"});
     command = command.with({"--port", "0"});
@@ -108,65 +24,10 @@ TEST_CASE("a signal while it starts is not lost") {
   });
 }
 
-TEST_CASE("at SIGTERM what came while the server did not run is echoed") {
+TEST_CASE("stop-backlog: SIGTERM, a client in the backlog: it is served") {
   holds([] {
-    ServerProcess server(kServer.command);
-    std::vector<std::unique_ptr<Client>> clients;
-    for (int i = 0; i < 200; ++i) {
-      clients.push_back(std::make_unique<Client>(server.address()));
-      clients.back()->echo("hello");
-    }
-    server.signal(SIGTERM);
-    server.freeze();
-    std::this_thread::sleep_for(250ms);  // a tick is due; at it, all will be quiet
-    server.thaw();
-    std::this_thread::sleep_for(20ms);
-    server.freeze();
-    for (auto& client : clients) client->send("wait");
-    std::this_thread::sleep_for(250ms);  // so is the next
-    server.thaw();
-    for (auto& client : clients) CHECK(client->receive(4) == "wait");
-  });
-}
-
-TEST_CASE("at SIGTERM what comes in the last moment is echoed") {
-  holds([] {
-    // The look at the socket in the second tick, after which the client would be closed,
-    // takes two seconds to begin: from 0.4 s to 2.4 s after the signal.
-    ServerProcess server(under_strace(kServer.command, {"recvfrom:delay_enter=2000000:when=2"}));
-    Client client(server.address());
-    client.echo("hello");
-    server.signal(SIGTERM);
-    std::this_thread::sleep_for(1200ms);
-    client.send("wait");
-    CHECK(client.receive(4) == "wait");
-    CHECK(client.is_closed_within(patience));
-    const auto exit = server.wait_for_exit(1s);
-    REQUIRE(exit.has_value());
-    CHECK(exit->text() == "exit code 0");
-  });
-}
-
-TEST_CASE("without a free descriptor it can still be stopped") {
-  holds([] {
-    Command command = kServer.command;
-    command.descriptor_limit = 40;
-    ServerProcess server(command);
-    std::vector<std::unique_ptr<Client>> clients;
-    clients.reserve(60);
-    for (int i = 0; i < 60; ++i) clients.push_back(std::make_unique<Client>(server.address()));
-    CHECK(wait_until(patience, [&] { return server.errors().starts_with("cannot accept"); }));
-    server.signal(SIGTERM);
-    const auto exit = server.wait_for_exit(2s);
-    REQUIRE(exit.has_value());
-    CHECK(exit->text() == "exit code 0");
-  });
-}
-
-TEST_CASE("at SIGTERM a client in the backlog is served") {
-  holds([] {
-    // The first echo's write takes half a second to return. When the server waits again,
-    // the signal is there first, and the listener's event comes after it.
+    // The write of the first echo takes half a second to return. When the server waits again,
+    // the signal's event comes before the listener's.
     ServerProcess server(under_strace(kServer.command, {"write:delay_exit=500000:when=2"}));
     Client first(server.address());
     first.echo("hello");
@@ -175,126 +36,29 @@ TEST_CASE("at SIGTERM a client in the backlog is served") {
     Client second(server.address());
     second.echo("hello");
     CHECK(second.is_closed_within(2s));
-    const auto exit = server.wait_for_exit(2s);
-    REQUIRE(exit.has_value());
-    CHECK(exit->text() == "exit code 0");
+    expect_exit_0(server, 2s);
   });
 }
 
-TEST_CASE("at SIGTERM a long backlog is served to its end") {
+TEST_CASE("stop-long-backlog: SIGTERM, a thousand clients in the backlog: all are served") {
   holds([] {
 #ifdef __linux__
-    constexpr int kClients = 1000;
+    constexpr std::size_t kClients = 1000;
 #else
-    constexpr int kClients = 120;  // macOS and FreeBSD have a backlog of 128
+    constexpr std::size_t kClients = 120;  // macOS and FreeBSD have a backlog of 128
 #endif
     ServerProcess server(kServer.command);
     server.freeze();
-    std::vector<std::unique_ptr<Client>> clients;
-    for (int i = 0; i < kClients; ++i) {
-      clients.push_back(std::make_unique<Client>(server.address()));
-      clients.back()->send("hello");
-    }
+    auto clients = connect_clients(server.address(), kClients);
+    for (Client& client : clients) client.send("hello");
     server.signal(SIGTERM);
     server.thaw();
-    for (auto& client : clients) CHECK(client->receive_until_end() == "hello");
-    const auto exit = server.wait_for_exit(2s);
-    REQUIRE(exit.has_value());
-    CHECK(exit->text() == "exit code 0");
+    for (Client& client : clients) CHECK(client.receive_until_end() == "hello");
+    expect_exit_0(server, 2s);
   });
 }
 
-TEST_CASE("a call that cannot go on now is made again later") {
-  holds([] {
-    ServerProcess server(under_strace(
-        kServer.command, {"read:error=EAGAIN:when=40+7", "write:error=EAGAIN:when=40+11"}));
-    Swarm swarm(server.address(), 20, battery::seed());
-    swarm.connect();
-    swarm.exchange({.bytes = 20'000, .largest_chunk = 2'000, .finish = true});
-  });
-}
-
-TEST_CASE("once its output has left a connection costs nothing") {
-  holds([] {
-    ServerProcess server(kServer.command);
-    Client client(server.address());
-    client.receive(client.send_what_fits(std::string(16 << 20, 'x')));
-    CHECK(server.cpu_percent(300ms) < 10);
-    client.echo("hello");
-  });
-}
-
-TEST_CASE("a client that waits for a descriptor has it as soon as one is free") {
-  holds([] {
-    Command command = kServer.command;
-    command.descriptor_limit = 40;
-    battery::with_server(command, [](ServerProcess& server) {
-      std::vector<std::unique_ptr<Client>> clients;
-      for (int i = 0; i < 60; ++i) {
-        clients.push_back(std::make_unique<Client>(server.address()));
-        clients.back()->send("hello");
-      }
-      CHECK(wait_until(patience, [&] { return server.errors().starts_with("cannot accept"); }));
-      // One leaves, the next comes in, ten times: not each time after the next tick.
-      std::size_t next = 0;
-      while (clients[next]->hears_within(100ms)) ++next;
-      const auto start = Clock::now();
-      for (std::size_t i = 0; i < 10; ++i) {
-        clients[i]->close();
-        CHECK(clients[next + i]->receive(5) == "hello");
-      }
-      CHECK(ms_since(start) < 300);
-    });
-  });
-}
-
-TEST_CASE("a shortage that ends elsewhere is noticed") {
-  holds([] {
-    // ENFILE: the whole system is short of files. No connection of ours ends that.
-    ServerProcess server(under_strace(kServer.command, {"accept4:error=ENFILE:when=1"}));
-    Client client(server.address());
-    client.echo("hello");
-    CHECK(server.errors().starts_with("cannot accept"));
-  });
-}
-
-TEST_CASE("a client that sends without end does not hold up the others") {
-  holds([] {
-    CallLog log(kServer.command, "read");
-    ServerProcess server(log.command());
-    Client flood(server.address());
-    Client other(server.address());
-    flood.echo("first");
-    other.echo("second");
-    std::this_thread::sleep_for(50ms);  // until it waits again; too short, and less is tried
-    server.freeze();
-    const std::size_t sent = flood.send_what_fits(std::string(16 << 20, 'x'));
-    REQUIRE(sent > 1'000'000);  // many reads' worth of bytes are waiting
-    other.send("me too");
-    server.thaw();
-    CHECK(other.receive(6) == "me too");
-    std::size_t between = 0;
-    bool answered = false;
-    for (const std::string& line : log.lines()) {
-      if (line.find("me too") != std::string::npos) answered = true;
-      if (!answered && line.find("xxx") != std::string::npos) ++between;
-    }
-    CHECK(answered);
-    CHECK(between <= 2);
-  });
-}
-
-TEST_CASE("a message costs the same beside ten thousand idle connections") {
-  holds([] {
-    if (kSanitized) skip("time is the sanitizer's here");
-    const Costs costs = cost_beside_idle(kServer.command, 1, 10'000, 1'000, 5);
-    CAPTURE(costs.alone);
-    CAPTURE(costs.beside_idle);
-    CHECK(costs.ratio < 1.5);
-  });
-}
-
-TEST_CASE("a connection that has finished is closed at once") {
+TEST_CASE("closed-at-once: both sides have finished: the connection is closed before the tick") {
   holds([] {
     ServerProcess server(kServer.command);
     const auto start = Clock::now();
@@ -304,37 +68,16 @@ TEST_CASE("a connection that has finished is closed at once") {
       client.finish_sending();
       CHECK(client.receive_until_end().empty());
     }
-    CHECK(ms_since(start) < 500);  // not each time with the next tick, which takes 100 ms or so
+    CHECK(ms_since(start) < 500);  // not each time with the next tick, which takes about 100 ms
   });
 }
 
-TEST_CASE("a descriptor is not used again while its batch lasts") {
-  holds([] {
-    CallLog log(kServer.command, "accept4,close");
-    ServerProcess server(log.command());
-    Client first(server.address());
-    first.echo("hello");
-    server.freeze();
-    first.close();
-    Client second(server.address());  // both events wait: the end of one, a new one
-    server.thaw();
-    second.echo("hello");
-    std::vector<std::string> descriptors;  // that accept returned
-    for (const std::string& line : log.lines()) {
-      const std::size_t equals = line.rfind("= ");
-      if (line.starts_with("accept4(") && line[equals + 2] != '-')
-        descriptors.push_back(line.substr(equals + 2));
-    }
-    REQUIRE(descriptors.size() == 2);
-    CHECK(descriptors[0] != descriptors[1]);
-  });
-}
-
-TEST_CASE("a connection whose filter cannot be added is closed and the others live") {
+TEST_CASE("filter-refused: a filter cannot be added: the connection is closed, others are served") {
   holds([] {
 #ifdef __linux__
-    // How many calls libkqueue makes for a server with one client. The next one is the
-    // second client's; the refusal is reported with the next event: the third's, or a tick.
+    // Counts the calls that libkqueue makes for a server with one client. The next call is for
+    // the second client. The failure is reported with the next event: the third client's, or a
+    // tick.
     const CallLog log(kServer.command, "epoll_ctl");
     std::size_t calls = 0;
     {

@@ -1,4 +1,4 @@
-// The pool alone, and what becomes of jobs whose connection, queue or luck is gone.
+// The pool alone, and jobs that throw, whose connection is closed, or whose queue is full.
 #include <sched.h>
 
 #include <algorithm>
@@ -13,14 +13,13 @@
 #include <utility>
 #include <vector>
 
-#include "common/testing/client.h"
-#include "common/testing/holds.h"
-#include "loop_under_test.h"
+#include "common/testing/chapter.h"
+#include "common/testing/loop_under_test.h"
 #include "worker_pool.h"
 
 namespace {
 
-// Jobs wait at it until it is opened; it counts them.
+// Jobs wait at the gate until it is opened. It counts them.
 class Gate {
  public:
   void pass() {
@@ -52,7 +51,7 @@ class Gate {
 
 void reply(Connection& conn, std::string_view result) { conn.write(result); }
 
-// '#' is a job that has to pass the gate; all else is echoed at once.
+// A request that begins with # becomes a job, which passes the gate. Any other is echoed at once.
 EventLoop::OnRequest jobs_at(Gate& gate) {
   return [&gate](Connection& conn) {
     std::string request(conn.reader().next(conn.reader().len()));
@@ -66,8 +65,8 @@ EventLoop::OnRequest jobs_at(Gate& gate) {
   };
 }
 
-// The core of the calling thread, and how it is kept there. Source: sched(7). Elsewhere
-// than on Linux it is not: then less is tried.
+// The core of the calling thread, and a way to stay on it. Source: sched(7). On other systems
+// the thread does not stay, and the test asks less.
 int this_core() {
 #ifdef __linux__
   return ::sched_getcpu();
@@ -85,7 +84,7 @@ void stay_on([[maybe_unused]] int core) {
 #endif
 }
 
-// From now on any other thread that can run on its core does so before the calling one.
+// From now on, every other thread that is ready on this core runs before the calling thread.
 void give_way() {
 #ifdef __linux__
   const sched_param none = {};
@@ -101,7 +100,7 @@ std::size_t unfinished_jobs(LoopUnderTest& server) {
 
 }  // namespace
 
-TEST_CASE("a pool does as many jobs at once as it has workers") {
+TEST_CASE("pool-workers: five jobs, three workers: three run at once") {
   holds([] {
     Gate gate;
     WorkerPool pool(3, 10);
@@ -113,12 +112,12 @@ TEST_CASE("a pool does as many jobs at once as it has workers") {
   });
 }
 
-TEST_CASE("a queue takes as many jobs as it is long") {
+TEST_CASE("pool-queue: a full queue: another job is refused") {
   holds([] {
     Gate gate;
     WorkerPool pool(1, 2);
     CHECK(pool.try_submit([&] { gate.pass(); }));
-    CHECK(gate.reached_by(1));  // the worker has it: the queue is empty
+    CHECK(gate.reached_by(1));  // the worker has the job, and the queue is empty
     CHECK(pool.try_submit([] {}));
     CHECK(pool.try_submit([] {}));
     CHECK_FALSE(pool.try_submit([] {}));
@@ -127,7 +126,7 @@ TEST_CASE("a queue takes as many jobs as it is long") {
   });
 }
 
-TEST_CASE("the end of a pool drops what waits and waits for what is done") {
+TEST_CASE("pool-end: the pool ends: queued jobs are dropped, running ones are waited for") {
   holds([] {
     Gate gate;
     std::atomic<bool> waiting_one_ran = false;
@@ -141,7 +140,7 @@ TEST_CASE("the end of a pool drops what waits and waits for what is done") {
     auto held = std::make_shared<int>();
     const std::weak_ptr<int> waiting_one = held;
     pool->try_submit([&, held = std::move(held)] { waiting_one_ran = true; });
-    std::thread opener([&] {  // opens once the destructor has dropped the one that waits
+    std::thread opener([&] {  // opens the gate when the destructor has dropped the waiting job
       CHECK(wait_until(patience / 2, [&] { return waiting_one.expired(); }));
       gate.open();
     });
@@ -152,13 +151,13 @@ TEST_CASE("the end of a pool drops what waits and waits for what is done") {
   });
 }
 
-TEST_CASE("a client has one job at a time and its replies in order") {
+TEST_CASE("one-job-a-client: many requests of one client: one job at a time, replies in order") {
   holds([] {
     std::atomic<int> at_once = 0;
     std::atomic<int> most = 0;
     LoopUnderTest server(
         [&](Connection& conn) {
-          std::string request(conn.reader().next(1));  // one of many, and the rest is left
+          std::string request(conn.reader().next(1));  // the rest stays in the reader
           conn.offload(
               [&, request] {
                 most = std::max(most.load(), ++at_once);
@@ -177,7 +176,7 @@ TEST_CASE("a client has one job at a time and its replies in order") {
   });
 }
 
-TEST_CASE("a request of three steps takes a callback for each") {
+TEST_CASE("three-steps: a request of three steps: a callback for each") {
   holds([] {
     // As if each asked somebody: a database, another server, a disk.
     const auto look_up = [](const std::string& name) { return "user of " + name; };
@@ -203,7 +202,8 @@ TEST_CASE("a request of three steps takes a callback for each") {
   });
 }
 
-TEST_CASE("no next job is begun before the reply to the last has gone") {
+TEST_CASE(
+    "reply-before-next-job: a client does not read its replies: its next job does not begin") {
   holds([] {
     constexpr std::size_t kReply = 1 << 20;
     std::atomic<int> jobs = 0;
@@ -218,7 +218,7 @@ TEST_CASE("no next job is begun before the reply to the last has gone") {
     });
     Client client(server.address());
     client.send(std::string(40, '#'));
-    int before = -1;  // until the queues on the way are full, and no job has begun for a while
+    int before = -1;  // until the buffers are full, and no job has begun for a while
     CHECK(wait_until(patience, [&] {
       std::this_thread::sleep_for(100ms);
       return std::exchange(before, jobs.load()) == jobs;
@@ -229,7 +229,7 @@ TEST_CASE("no next job is begun before the reply to the last has gone") {
   });
 }
 
-TEST_CASE("a second job of one client is refused") {
+TEST_CASE("second-job: a handler starts a second job for a connection: the connection is closed") {
   holds([] {
     LoopUnderTest server([](Connection& conn) {
       conn.offload([] { return std::string("first"); }, reply);
@@ -241,7 +241,7 @@ TEST_CASE("a second job of one client is refused") {
   });
 }
 
-TEST_CASE("a job that throws closes its connection and no other") {
+TEST_CASE("job-throws: a job throws: its connection is closed, and no other") {
   holds([] {
     LoopUnderTest server([](Connection& conn) {
       std::string request(conn.reader().next(conn.reader().len()));
@@ -264,11 +264,11 @@ TEST_CASE("a job that throws closes its connection and no other") {
   });
 }
 
-TEST_CASE("a job is finished when its reply is written") {
+TEST_CASE("job-finished: a reply is written: its job is finished") {
   holds([] {
     EventLoop* loop = nullptr;
-    // The reply is how many jobs are unfinished then. The worker, which gives way to the
-    // loop as soon as that has its result, has not yet put the job down.
+    // The reply says how many jobs are unfinished. The worker gives way to the loop as soon as
+    // the loop has the result, and has not yet left the job.
     LoopUnderTest server([&](Connection& conn) {
       conn.reader().skip(1);
       const int core = this_core();
@@ -292,7 +292,7 @@ TEST_CASE("a job is finished when its reply is written") {
   });
 }
 
-TEST_CASE("the reply for a client that has gone reaches nobody") {
+TEST_CASE("reply-to-closed: a connection is closed while its job runs: no other gets the reply") {
   holds([] {
     Gate gate;
     std::weak_ptr<Connection> asked;
@@ -306,7 +306,7 @@ TEST_CASE("the reply for a client that has gone reaches nobody") {
     CHECK(gate.reached_by(1));
     server.run([&] { asked.lock()->close(); });
     CHECK(client.is_closed_within(patience));
-    Client next(server.address());  // it has the number that is free now
+    Client next(server.address());  // it gets the descriptor that is free now
     next.echo("hello");
     CHECK(unfinished_jobs(server) == 1);
     gate.open();
@@ -316,32 +316,31 @@ TEST_CASE("the reply for a client that has gone reaches nobody") {
   });
 }
 
-TEST_CASE("a short queue keeps no worker from work") {
+TEST_CASE("short-queue: a queue of one, four workers: all four work") {
   holds([] {
     Gate gate;
     LoopUnderTest server(jobs_at(gate), 0ms, 4, 1);
-    std::vector<std::unique_ptr<Client>> clients(8);
-    for (auto& client : clients) client = std::make_unique<Client>(server.address());
+    auto clients = connect_clients(server.address(), 8);
     server.run([&] {  // all come in one turn of the loop
-      for (auto& client : clients) client->send("#");
+      for (Client& client : clients) client.send("#");
     });
     CHECK(gate.reached_by(4));
     gate.open();
-    for (auto& client : clients) CHECK(client->receive(1) == "#");
+    for (Client& client : clients) CHECK(client.receive(1) == "#");
   });
 }
 
-TEST_CASE("a client that has finished sending is closed after its last job") {
+TEST_CASE("finished-sending: a client has half-closed: it gets all replies, then the end") {
   holds([] {
-    constexpr std::size_t kReply = 40'000;  // little enough that the FIN is read beside it
-    constexpr std::size_t kRequests = 400;  // enough to fill the queues on the way
+    constexpr std::size_t kReply = 40'000;  // so little that the FIN is read with it
+    constexpr std::size_t kRequests = 400;  // enough to fill the buffers
     std::atomic<int> jobs = 0;
     LoopUnderTest server([&](Connection& conn) {
       const bool last = conn.reader().next(1) == "z";
       conn.offload(
           [&jobs, last] {
             ++jobs;
-            if (last) std::this_thread::sleep_for(100ms);  // until all else has gone
+            if (last) std::this_thread::sleep_for(100ms);  // until all other output has left
             return std::string(kReply, 'x');
           },
           reply);
@@ -359,7 +358,9 @@ TEST_CASE("a client that has finished sending is closed after its last job") {
   });
 }
 
-TEST_CASE("a connection that is given a job by another one is not read from either") {
+TEST_CASE(
+    "job-from-another: another connection's handler starts a job: the connection is not read "
+    "meanwhile") {
   holds([] {
     Gate gate;
     std::weak_ptr<Connection> known;
@@ -387,7 +388,7 @@ TEST_CASE("a connection that is given a job by another one is not read from eith
   });
 }
 
-TEST_CASE("what is left of a connection that is closed is not handled") {
+TEST_CASE("closed-not-handled: a connection is closed with bytes unread: they are not handled") {
   holds([] {
     std::atomic<int> calls = 0;
     LoopUnderTest server([&](Connection& conn) {
@@ -404,31 +405,32 @@ TEST_CASE("what is left of a connection that is closed is not handled") {
   });
 }
 
-TEST_CASE("with a full queue a client that asks for more is not read from and has its turn later") {
+TEST_CASE(
+    "full-queue: the queue is full: a client with a slow request is not read, and is served "
+    "later") {
   holds([] {
     Gate gate;
     LoopUnderTest server(jobs_at(gate), 0ms, 1, 1);
-    std::vector<std::unique_ptr<Client>> slow;
-    for (int i = 0; i < 5; ++i) {  // one at work, one in the queue, three in the line
-      slow.push_back(std::make_unique<Client>(server.address()));
-      slow.back()->send("#");
-      if (i == 0) CHECK(gate.reached_by(1));
-    }
+    // One request is worked on, one is in the queue, three wait for the queue.
+    auto slow = connect_clients(server.address(), 5);
+    slow.front().send("#");
+    CHECK(gate.reached_by(1));
+    for (std::size_t i = 1; i < 5; ++i) slow[i].send("#");
     Client quick(server.address());
     quick.echo("hello");
-    // What the last one sends now is not read: it fills the queues on the way, and stops.
+    // What the last client sends now is not read. It fills the buffers, and stops.
     const std::string flood(64 << 20, '#');
-    const std::size_t sent = slow.back()->send_what_fits(flood, 100ms);
+    const std::size_t sent = slow.back().send_what_fits(flood, 100ms);
     CHECK(sent < flood.size());
     quick.echo("hello");
     CHECK(gate.arrived() == 1);
     gate.open();
-    for (auto& client : slow) CHECK(client->receive(1) == "#");
-    CHECK(slow.back()->receive(sent) == flood.substr(0, sent));
+    for (Client& client : slow) CHECK(client.receive(1) == "#");
+    CHECK(slow.back().receive(sent) == flood.substr(0, sent));
   });
 }
 
-TEST_CASE("the first in the line is the first at work") {
+TEST_CASE("full-queue-order: clients wait for the full queue: they are served in order") {
   holds([] {
     Gate gate;
     std::mutex mutex;
@@ -446,20 +448,19 @@ TEST_CASE("the first in the line is the first at work") {
               reply);
         },
         0ms, 1, 1);
-    std::vector<std::unique_ptr<Client>> clients;
-    for (const char name : std::string("abcdef")) {
-      clients.push_back(std::make_unique<Client>(server.address()));
-      clients.back()->send(std::string(1, name));
-      server.run([] {});  // once it is served, the client before is in the line
+    auto clients = connect_clients(server.address(), 6);
+    for (std::size_t i = 0; i < clients.size(); ++i) {
+      clients[i].send(std::string(1, "abcdef"[i]));
+      server.run([] {});  // two turns of the loop later, the request waits for the queue
       server.run([] {});
     }
     gate.open();
-    for (auto& client : clients) client->receive(1);
+    for (Client& client : clients) client.receive(1);
     CHECK(done == "abcdef");
   });
 }
 
-TEST_CASE("a client that waits for its job is not idle") {
+TEST_CASE("job-not-idle: --idle-timeout, a job is under way: its connection is not idle") {
   holds([] {
     Gate gate;
     LoopUnderTest server(jobs_at(gate), 100ms);

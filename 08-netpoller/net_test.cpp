@@ -86,7 +86,8 @@ std::vector<std::size_t> sizes_around(std::size_t size) {
 
 // ---- Bytes.
 
-TEST_CASE("20,000 messages between two goroutines: no allocation in the steady state") {
+TEST_CASE(
+    "no-allocation: 20,000 messages between two goroutines: no allocation in the steady state") {
   holds([] {
     if (allocations == 0) skip("operator new is not ours here");
     for (const std::size_t workers : {1u, 2u}) {
@@ -110,7 +111,8 @@ TEST_CASE("20,000 messages between two goroutines: no allocation in the steady s
   });
 }
 
-TEST_CASE("bytes that come after a read took everything: the next read gets them") {
+TEST_CASE(
+    "read-after-drained: bytes that come after a read took everything: the next read gets them") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -126,7 +128,8 @@ TEST_CASE("bytes that come after a read took everything: the next read gets them
   });
 }
 
-TEST_CASE("more bytes than one read takes: the next read gets the rest without an event") {
+TEST_CASE(
+    "read-rest: more bytes than one read takes: the next read gets the rest without an event") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -141,7 +144,9 @@ TEST_CASE("more bytes than one read takes: the next read gets the rest without a
   });
 }
 
-TEST_CASE("a half-close behind the last bytes: the next read ends without another event") {
+TEST_CASE(
+    "read-end-behind-bytes: a half-close behind the last bytes: the next read ends without another "
+    "event") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -158,7 +163,8 @@ TEST_CASE("a half-close behind the last bytes: the next read ends without anothe
   });
 }
 
-TEST_CASE("an urgent byte ends a read early: the next read gets the rest without an event") {
+TEST_CASE(
+    "read-urgent: an urgent byte ends a read early: the next read gets the rest without an event") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -177,7 +183,9 @@ TEST_CASE("an urgent byte ends a read early: the next read gets the rest without
   });
 }
 
-TEST_CASE("reads of 1, 7 and 4096 bytes: every message arrives complete, without another event") {
+TEST_CASE(
+    "short-reads: reads of 1, 7 and 4096 bytes: every message arrives complete, without another "
+    "event") {
   holds([] {
     for (const std::size_t size : {1u, 7u, 4096u}) {
       const ShortReads short_reads(size);
@@ -200,7 +208,9 @@ TEST_CASE("reads of 1, 7 and 4096 bytes: every message arrives complete, without
   });
 }
 
-TEST_CASE("reads of 1, 7 and 4096 bytes, a half-close behind the last byte: bytes, then the end") {
+TEST_CASE(
+    "short-reads-half-close: reads of 1, 7 and 4096 bytes, a half-close behind the last byte: "
+    "bytes, then the end") {
   holds([] {
     for (const std::size_t size : {1u, 7u, 4096u}) {
       const ShortReads short_reads(size);
@@ -222,7 +232,9 @@ TEST_CASE("reads of 1, 7 and 4096 bytes, a half-close behind the last byte: byte
   });
 }
 
-TEST_CASE("reads of 1, 7 and 4096 bytes, an urgent byte in the middle: all bytes in order") {
+TEST_CASE(
+    "short-reads-urgent: reads of 1, 7 and 4096 bytes, an urgent byte in the middle: all bytes in "
+    "order") {
   holds([] {
     for (const std::size_t size : {1u, 7u, 4096u}) {
       const ShortReads short_reads(size);
@@ -245,7 +257,7 @@ TEST_CASE("reads of 1, 7 and 4096 bytes, an urgent byte in the middle: all bytes
   });
 }
 
-TEST_CASE("a read without memory for its buffer: the next read gets the bytes") {
+TEST_CASE("read-no-memory: a read without memory for its buffer: the next read gets the bytes") {
   holds([] {
     if (kSanitized) skip("memory is the sanitizer's here");
     run(1, [](Scheduler& scheduler) -> Task<> {
@@ -270,7 +282,7 @@ TEST_CASE("a read without memory for its buffer: the next read gets the bytes") 
 
 // ---- Deadlines.
 
-TEST_CASE("a deadline in the past: a read fails although bytes are ready") {
+TEST_CASE("deadline-past-read: a deadline in the past: a read fails although bytes are ready") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -287,7 +299,7 @@ TEST_CASE("a deadline in the past: a read fails although bytes are ready") {
   });
 }
 
-TEST_CASE("a deadline in the past: an accept fails although a client waits") {
+TEST_CASE("deadline-past-accept: a deadline in the past: an accept fails although a client waits") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Listener listener(scheduler, kAnyPort);
@@ -300,7 +312,8 @@ TEST_CASE("a deadline in the past: an accept fails although a client waits") {
   });
 }
 
-TEST_CASE("an accept that does not wait: takes a client from the backlog, or ends") {
+TEST_CASE(
+    "accept-no-wait: an accept that does not wait: takes a client from the backlog, or ends") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Listener listener(scheduler, kAnyPort);
@@ -312,7 +325,7 @@ TEST_CASE("an accept that does not wait: takes a client from the backlog, or end
   });
 }
 
-TEST_CASE("a deadline that is taken back before it passes: the read goes on") {
+TEST_CASE("deadline-taken-back: a deadline that is taken back before it passes: the read goes on") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -334,7 +347,7 @@ TEST_CASE("a deadline that is taken back before it passes: the read goes on") {
   });
 }
 
-TEST_CASE("a read with a deadline: never ends early, and not much late") {
+TEST_CASE("deadline-on-time: a read with a deadline: never ends early, and not much late") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -349,7 +362,8 @@ TEST_CASE("a read with a deadline: never ends early, and not much late") {
   });
 }
 
-TEST_CASE("a deadline that is put off or brought forward: the read ends at the new one") {
+TEST_CASE(
+    "deadline-moved: a deadline that is put off or brought forward: the read ends at the new one") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -366,7 +380,8 @@ TEST_CASE("a deadline that is put off or brought forward: the read ends at the n
   });
 }
 
-TEST_CASE("different deadlines for reads and writes: each ends its own direction") {
+TEST_CASE(
+    "deadline-each-way: different deadlines for reads and writes: each ends its own direction") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -382,7 +397,9 @@ TEST_CASE("different deadlines for reads and writes: each ends its own direction
   });
 }
 
-TEST_CASE("another thread keeps changing the deadline: no byte is lost, no read stays parked") {
+TEST_CASE(
+    "deadline-changing: another thread keeps changing the deadline: no byte is lost, no read stays "
+    "parked") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -424,7 +441,9 @@ TEST_CASE("another thread keeps changing the deadline: no byte is lost, no read 
   });
 }
 
-TEST_CASE("a deadline that passes and is taken back at once: a parked read stays usable") {
+TEST_CASE(
+    "deadline-flapping: a deadline that passes and is taken back at once: a parked read stays "
+    "usable") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task<> {
       Pair pair = unix_pair(scheduler);
@@ -456,7 +475,9 @@ TEST_CASE("a deadline that passes and is taken back at once: a parked read stays
   });
 }
 
-TEST_CASE("bytes come as the deadline passes: a read that fails leaves them to the next one") {
+TEST_CASE(
+    "deadline-race: bytes come as the deadline passes: a read that fails leaves them to the next "
+    "one") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task<> {
       Pair pair = unix_pair(scheduler);
@@ -493,7 +514,9 @@ TEST_CASE("bytes come as the deadline passes: a read that fails leaves them to t
   });
 }
 
-TEST_CASE("bytes came before the deadline, and no worker was free: the read gets them") {
+TEST_CASE(
+    "deadline-no-worker: bytes came before the deadline, and no worker was free: the read gets "
+    "them") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = unix_pair(scheduler);
@@ -512,7 +535,7 @@ TEST_CASE("bytes came before the deadline, and no worker was free: the read gets
   });
 }
 
-TEST_CASE("a parked write got room before its deadline passed: it is finished") {
+TEST_CASE("deadline-room: a parked write got room before its deadline passed: it is finished") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = unix_pair(scheduler);
@@ -534,7 +557,9 @@ TEST_CASE("a parked write got room before its deadline passed: it is finished") 
 
 // ---- Closing.
 
-TEST_CASE("close: a parked read, write and accept end, and those that come later") {
+TEST_CASE(
+    "close-ends-operations: close: a parked read, write and accept end, and those that come "
+    "later") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -571,7 +596,7 @@ TEST_CASE("close: a parked read, write and accept end, and those that come later
   });
 }
 
-TEST_CASE("a connection is closed while its reader is about to park: the read ends") {
+TEST_CASE("close-race: a connection is closed while its reader is about to park: the read ends") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task<> {
       std::mt19937 random(1);
@@ -592,7 +617,8 @@ TEST_CASE("a connection is closed while its reader is about to park: the read en
   });
 }
 
-TEST_CASE("close with a parked reader and writer, the other worker busy: both end") {
+TEST_CASE(
+    "close-busy-worker: close with a parked reader and writer, the other worker busy: both end") {
   holds([] {
     run(2, [](Scheduler& scheduler) -> Task<> {
       Event end;
@@ -628,7 +654,9 @@ TEST_CASE("close with a parked reader and writer, the other worker busy: both en
   });
 }
 
-TEST_CASE("a closed connection with a reader: the descriptor stays open until the reader leaves") {
+TEST_CASE(
+    "close-with-reader: a closed connection with a reader: the descriptor stays open until the "
+    "reader leaves") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = unix_pair(scheduler);
@@ -649,7 +677,8 @@ TEST_CASE("a closed connection with a reader: the descriptor stays open until th
   });
 }
 
-TEST_CASE("an event for the former owner of a PollDesc: does not reach the next owner") {
+TEST_CASE(
+    "stale-event: an event for the former owner of a PollDesc: does not reach the next owner") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       auto& netpoller = scheduler.netpoller();
@@ -676,7 +705,9 @@ TEST_CASE("an event for the former owner of a PollDesc: does not reach the next 
   });
 }
 
-TEST_CASE("a deadline of the former owner of a PollDesc: does not end the next owner's read") {
+TEST_CASE(
+    "stale-deadline: a deadline of the former owner of a PollDesc: does not end the next owner's "
+    "read") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair former = unix_pair(scheduler);
@@ -697,7 +728,8 @@ TEST_CASE("a deadline of the former owner of a PollDesc: does not end the next o
   });
 }
 
-TEST_CASE("a second reader of a connection: the program reports the bug and aborts") {
+TEST_CASE(
+    "second-reader: a second reader of a connection: the program reports the bug and aborts") {
   holds([] {
     const Child child = in_child([] {
       Scheduler scheduler(1, 1);

@@ -269,7 +269,7 @@ const Actor kLoadAndStore = {"deadline", [] {
 
 }  // namespace
 
-TEST_CASE("an event and a deadline and a close in every order: no wake-up is lost") {
+TEST_CASE("park-orders: an event and a deadline and a close in every order: no wake-up is lost") {
   for (unsigned chosen = 1; chosen < 8; ++chosen) {  // the outcomes that must be possible
     std::vector<Actor> actors = {waiter(1)};
     if (chosen & kGotBytes) actors.push_back(kOneByte);
@@ -279,12 +279,12 @@ TEST_CASE("an event and a deadline and a close in every order: no wake-up is los
   }
 }
 
-TEST_CASE("a read that skips its system call: it gets the next byte") {
+TEST_CASE("park-drained: a read that skips its system call: it gets the next byte") {
   CHECK(explore({waiter(2), kClient, kPoller}) == kGotBytes);
   CHECK(explore({waiter(2), kClient, kPoller, kClose}) == (kGotBytes | kRefused));
 }
 
-TEST_CASE("a deadline that is taken back: no event is lost") {
+TEST_CASE("park-deadline-taken-back: a deadline that is taken back: no event is lost") {
   const Actor deadline = {"deadline taken back", [] {
                             interrupt(expired);
                             expired.store(0);
@@ -293,7 +293,7 @@ TEST_CASE("a deadline that is taken back: no event is lost") {
   CHECK(explore({waiter(1, true), kDeadline, kOneByte}) == kGotBytes);
 }
 
-TEST_CASE("a flawed design: the checker finds the flaw") {
+TEST_CASE("park-flaws: a flawed design: the checker finds the flaw") {
   const auto check = [](const char* flaw, const std::vector<Actor>& actors) {
     CHECK_THROWS_WITH_AS(explore(actors), doctest::Contains(flaw), Failure);
   };
@@ -303,7 +303,7 @@ TEST_CASE("a flawed design: the checker finds the flaw") {
   check("extra wake-up", {waiter(1), kLoadAndStore, kClose});
 }
 
-TEST_CASE("each operation in each state: the expected result and next state") {
+TEST_CASE("park-table: each operation in each state: the expected result and next state") {
   using Function = std::function<bool(ParkSlot<Goroutine>&)>;
   // A function, the state in which it returns true, and the states after nil, ready, wait, parked.
   using Row = std::tuple<Function, std::optional<SlotState>, std::vector<SlotState>>;

@@ -176,7 +176,8 @@ Task<> start_another(const Event& end) {
 // ---- Work-conserving: a goroutine is ready and a worker is free, so it runs. None of these
 // looks at a clock, but for the limit at which it gives up.
 
-TEST_CASE("one poll makes two goroutines ready: two workers run them at once") {
+TEST_CASE(
+    "two-ready-in-one-poll: one poll makes two goroutines ready: two workers run them at once") {
   holds([] {
     for (int i = 0; i < 20; ++i) {
       run(
@@ -199,7 +200,8 @@ TEST_CASE("one poll makes two goroutines ready: two workers run them at once") {
   });
 }
 
-TEST_CASE("one worker polls, one sleeps, a thread adds two goroutines: both run at once") {
+TEST_CASE(
+    "two-added: one worker polls, one sleeps, a thread adds two goroutines: both run at once") {
   holds([] {
     for (int i = 0; i < 20; ++i) {
       run(
@@ -219,7 +221,7 @@ TEST_CASE("one worker polls, one sleeps, a thread adds two goroutines: both run 
   });
 }
 
-TEST_CASE("one goroutine computes for long: an idle worker serves the next event") {
+TEST_CASE("watch: one goroutine computes for long: an idle worker serves the next event") {
   holds([] {
     // The pauses: the watch still runs, is about to stop, has stopped.
     for (const milliseconds pause : {0ms, 1ms, 2ms, 3ms, 5ms, 30ms, 300ms}) {
@@ -229,7 +231,8 @@ TEST_CASE("one goroutine computes for long: an idle worker serves the next event
   });
 }
 
-TEST_CASE("one goroutine computes for long, and no watch runs: the next event has to wait") {
+TEST_CASE(
+    "no-watch: one goroutine computes for long, and no watch runs: the next event has to wait") {
   holds([] {
     // What keeps the promise above is the watch. (Not each time: a sleeper that was just woken
     // serves the event too.)
@@ -239,7 +242,7 @@ TEST_CASE("one goroutine computes for long, and no watch runs: the next event ha
   });
 }
 
-TEST_CASE("work comes as a worker is about to block: it is done at once") {
+TEST_CASE("work-before-block: work comes as a worker is about to block: it is done at once") {
   holds([] {
     for (const std::size_t workers : {1u, 2u}) {
       run(workers, [](Scheduler& scheduler) -> Task<> {
@@ -269,7 +272,9 @@ TEST_CASE("work comes as a worker is about to block: it is done at once") {
   });
 }
 
-TEST_CASE("a thread adds a timer that is due before all others: the poll is shortened") {
+TEST_CASE(
+    "timer-shortens-poll: a thread adds a timer that is due before all others: the poll is "
+    "shortened") {
   struct Counts : Timer {
     void fire() noexcept override { ++fired; }
     std::atomic<int> fired = 0;
@@ -299,7 +304,9 @@ TEST_CASE("a thread adds a timer that is due before all others: the poll is shor
 
 // ---- Fair: counted in turns, on one worker.
 
-TEST_CASE("four goroutines always have bytes, four converse: none waits for two turns of another") {
+TEST_CASE(
+    "fair-turns: four goroutines always have bytes, four converse: none waits for two turns of "
+    "another") {
   holds([] {
     constexpr std::size_t kFlooded = 4;
     constexpr std::size_t kAll = 8;
@@ -349,7 +356,9 @@ TEST_CASE("four goroutines always have bytes, four converse: none waits for two 
   });
 }
 
-TEST_CASE("goroutines that start each other forever: timers fire, and connections are served") {
+TEST_CASE(
+    "fair-start: goroutines that start each other forever: timers fire, and connections are "
+    "served") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -370,7 +379,8 @@ TEST_CASE("goroutines that start each other forever: timers fire, and connection
   });
 }
 
-TEST_CASE("goroutines compute and yield: a connection is served within 40 of their turns") {
+TEST_CASE(
+    "fair-compute: goroutines compute and yield: a connection is served within 40 of their turns") {
   holds([] {
     // Counted in turns of a millisecond, of which two workers do two at a time: what else
     // the machine does meanwhile delays these too.
@@ -421,7 +431,9 @@ TEST_CASE("goroutines compute and yield: a connection is served within 40 of the
   });
 }
 
-TEST_CASE("yield after two operations that did not wait: another goroutine has one turn") {
+TEST_CASE(
+    "yield-one-turn: yield after two operations that did not wait: another goroutine has one "
+    "turn") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = unix_pair(scheduler);
@@ -449,7 +461,9 @@ TEST_CASE("yield after two operations that did not wait: another goroutine has o
 
 // ---- Goroutines that have not ended.
 
-TEST_CASE("main ends before other goroutines: the scheduler's destructor destroys their frames") {
+TEST_CASE(
+    "main-ends-first: main ends before other goroutines: the scheduler's destructor destroys their "
+    "frames") {
   holds([] {
     for (const std::size_t workers : {1u, 2u}) {
       CAPTURE(workers);
@@ -496,7 +510,9 @@ TEST_CASE("main ends before other goroutines: the scheduler's destructor destroy
   });
 }
 
-TEST_CASE("a worker that cannot be started: run throws, and the frame of main is destroyed") {
+TEST_CASE(
+    "run-no-worker: a worker that cannot be started: run throws, and the frame of main is "
+    "destroyed") {
   holds([] {
     if (kSanitized) skip("a sanitizer needs more address space than the test allows");
     const Child child = in_child([] {
@@ -518,11 +534,11 @@ TEST_CASE("a worker that cannot be started: run throws, and the frame of main is
   });
 }
 
-TEST_CASE("a scheduler without workers: the constructor throws") {
+TEST_CASE("no-workers: a scheduler without workers: the constructor throws") {
   holds([] { CHECK_THROWS_AS(Scheduler(0, 1), std::invalid_argument); });
 }
 
-TEST_CASE("go() outside of a goroutine: the program reports the bug and aborts") {
+TEST_CASE("go-outside: go() outside of a goroutine: the program reports the bug and aborts") {
   holds([] {
     const Child child = in_child([] {
       Leftovers leftovers;
@@ -536,7 +552,9 @@ TEST_CASE("go() outside of a goroutine: the program reports the bug and aborts")
 
 // ---- Tasks.
 
-TEST_CASE("a task that another task calls: may wait, returns to its caller, and throws to it") {
+TEST_CASE(
+    "task-call: a task that another task calls: may wait, returns to its caller, and throws to "
+    "it") {
   holds([] {
     run(1, [](Scheduler&) -> Task<> {
       int depth = 0;
@@ -558,7 +576,7 @@ TEST_CASE("a task that another task calls: may wait, returns to its caller, and 
   });
 }
 
-TEST_CASE("a task that returns a value: its caller gets it, by move") {
+TEST_CASE("task-value: a task that returns a value: its caller gets it, by move") {
   holds([] {
     run(1, [](Scheduler&) -> Task<> {
       const auto make = [](int value) -> Task<std::unique_ptr<int>> {
@@ -576,7 +594,7 @@ TEST_CASE("a task that returns a value: its caller gets it, by move") {
   });
 }
 
-TEST_CASE("a million calls that end at once: the stack does not grow") {
+TEST_CASE("task-stack: a million calls that end at once: the stack does not grow") {
   holds([] {
     run(1, [](Scheduler&) -> Task<> {
       int count = 0;
@@ -590,7 +608,9 @@ TEST_CASE("a million calls that end at once: the stack does not grow") {
   });
 }
 
-TEST_CASE("an exception that a goroutine does not catch: ends this goroutine and no other") {
+TEST_CASE(
+    "goroutine-throws: an exception that a goroutine does not catch: ends this goroutine and no "
+    "other") {
   holds([] {
     run(1, [](Scheduler& scheduler) -> Task<> {
       go([]() -> Task<> {
@@ -602,7 +622,7 @@ TEST_CASE("an exception that a goroutine does not catch: ends this goroutine and
   });
 }
 
-TEST_CASE("an exception that main does not catch: run throws it") {
+TEST_CASE("main-throws: an exception that main does not catch: run throws it") {
   holds([] {
     Scheduler scheduler(2, 1);
     const auto main = []() -> Task<> {
@@ -613,7 +633,7 @@ TEST_CASE("an exception that main does not catch: run throws it") {
   });
 }
 
-TEST_CASE("a request of three blocking steps: three lines in one goroutine") {
+TEST_CASE("three-steps: a request of three blocking steps: three lines in one goroutine") {
   holds([] {
     // The steps are those of 07's test of the same request.
     const auto look_up = [](std::string_view name) { return "user of " + std::string(name); };
@@ -639,7 +659,9 @@ TEST_CASE("a request of three blocking steps: three lines in one goroutine") {
   });
 }
 
-TEST_CASE("blocking: runs on another thread, returns what the function returns, throws likewise") {
+TEST_CASE(
+    "blocking: blocking: runs on another thread, returns what the function returns, throws "
+    "likewise") {
   holds([] {
     run(1, [](Scheduler&) -> Task<> {
       const auto worker = std::this_thread::get_id();

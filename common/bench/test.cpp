@@ -100,7 +100,8 @@ double field(const std::string& json, const std::string& name) {
 
 }  // namespace
 
-TEST_CASE("a histogram's quantiles are at most one 64th too high and never too low") {
+TEST_CASE(
+    "histogram-quantiles: any values: quantiles are at most one 64th too high, never too low") {
   std::mt19937_64 random(7);
   for (const double largest : {10.0, 20.0, 40.0, 64.0}) {
     Histogram histogram;
@@ -124,7 +125,9 @@ TEST_CASE("a histogram's quantiles are at most one 64th too high and never too l
   }
 }
 
-TEST_CASE("a histogram takes the largest and the smallest values and can be added to another") {
+TEST_CASE(
+    "histogram-range: the smallest and the largest value: recorded, and added to another "
+    "histogram") {
   Histogram one;
   CHECK(one.quantile(0.5) == 0);
   one.record(0);
@@ -138,7 +141,7 @@ TEST_CASE("a histogram takes the largest and the smallest values and can be adde
   CHECK(one.quantile(0.5) == 5);
 }
 
-TEST_CASE("a server that answers after 20 ms has a p50 of 20 ms in both loops") {
+TEST_CASE("latency-p50: a server that answers after 20 ms: a p50 of 20 ms in both loops") {
   LoadPlan plan = short_plan(5);
   plan.duration = 1s;
   SUBCASE("closed") {}
@@ -156,7 +159,7 @@ TEST_CASE("a server that answers after 20 ms has a p50 of 20 ms in both loops") 
   if (plan.rate == 0) CHECK(result.bottleneck() == "");  // it waited nearly all of the time
 }
 
-TEST_CASE("depth is how many messages are under way on a connection") {
+TEST_CASE("depth: a depth of eight: eight messages are under way on a connection") {
   LoadPlan plan = short_plan(1);
   plan.depth = 8;
   const DelayedEcho server(1, 20ms);
@@ -166,7 +169,7 @@ TEST_CASE("depth is how many messages are under way on a connection") {
   CHECK(result.answered <= 8 * (500 / 20 + 1));
 }
 
-TEST_CASE("the open loop sends what was due and no more") {
+TEST_CASE("open-loop-count: the open loop: all messages that were due are sent, and no more") {
   ServerProcess server(kSound);
   LoadPlan plan = short_plan(7);
   plan.rate = 2000;
@@ -179,7 +182,7 @@ TEST_CASE("the open loop sends what was due and no more") {
   CHECK(result.total <= 1201);
 }
 
-TEST_CASE("the open loop's p99 shows a server that stood still for a second") {
+TEST_CASE("stall-open-loop: the server is suspended for a second: the open loop's p99 shows it") {
   LoadPlan plan;
   plan.rate = 2000;
   const LoadResult result = load_with_a_stall(plan);
@@ -188,13 +191,15 @@ TEST_CASE("the open loop's p99 shows a server that stood still for a second") {
   CHECK(result.latency.count() == 6000);
 }
 
-TEST_CASE("the closed loop's p99 does not show that the server stood still for a second") {
+TEST_CASE(
+    "stall-closed-loop: the server is suspended for a second: the closed loop's p99 does not show "
+    "it") {
   const LoadResult result = load_with_a_stall({});
   CHECK(ms(result.latency.quantile(0.99)) < 300);
   CHECK(ms(result.latency.max()) > 900);  // only this one does
 }
 
-TEST_CASE("bytes that come back changed are counted") {
+TEST_CASE("changed-bytes: bytes come back changed: they are counted") {
   LoadPlan plan = short_plan(20);
   for (const std::string fault : {"mixes-connections", "c-string"}) {
     CAPTURE(fault);
@@ -205,7 +210,8 @@ TEST_CASE("bytes that come back changed are counted") {
   }
 }
 
-TEST_CASE("an answer that comes twice ends the connection and counts as changed bytes") {
+TEST_CASE(
+    "answered-twice: an answer comes twice: the connection ends, the bytes count as changed") {
   const DelayedEcho server(3, 20ms, 2);
   const LoadResult result = run_load(server.address(), short_plan(3));
   CHECK(result.mismatched_bytes >= 3 * 60);  // of 64: a few are the right ones by chance
@@ -213,7 +219,7 @@ TEST_CASE("an answer that comes twice ends the connection and counts as changed 
   CHECK(result.first_problem == "more came back than was sent");
 }
 
-TEST_CASE("bytes that do not come back leave their message unanswered") {
+TEST_CASE("missing-bytes: bytes do not come back: their message is unanswered") {
   ServerProcess server(kSound.with({"--fault", "truncates-large-reads"}));
   LoadPlan plan = short_plan(2);
   plan.size = 10'000;
@@ -222,7 +228,7 @@ TEST_CASE("bytes that do not come back leave their message unanswered") {
   CHECK(result.unanswered + result.mismatched_bytes > 0);
 }
 
-TEST_CASE("long messages come back unchanged and whole") {
+TEST_CASE("long-messages: messages of 300,000 bytes: echoed unchanged") {
   ServerProcess server(kSound);
   LoadPlan plan = short_plan(3);
   plan.size = 300'000;  // more than a write takes
@@ -233,7 +239,7 @@ TEST_CASE("long messages come back unchanged and whole") {
   CHECK(result.unanswered == 0);
 }
 
-TEST_CASE("connections that are refused are counted and so are those that nobody serves") {
+TEST_CASE("refused-unserved: connections are refused, or not served: they are counted") {
   Address nobody;
   {
     const Fd listener = listen_on(resolve("127.0.0.1", 0));
@@ -247,7 +253,7 @@ TEST_CASE("connections that are refused are counted and so are those that nobody
   CHECK(refused.first_problem == "Connection refused");
 }
 
-TEST_CASE("a thread none of whose connections is served leaves the load to the others") {
+TEST_CASE("unserved-thread: none of a thread's connections is served: the others carry the load") {
   const DelayedEcho server(1, 20ms);
   LoadPlan plan = short_plan(3);
   plan.threads = 3;
@@ -260,7 +266,7 @@ TEST_CASE("a thread none of whose connections is served leaves the load to the o
   CHECK(result.unanswered == 0);
 }
 
-TEST_CASE("where all come from one address no connection is left in TIME_WAIT") {
+TEST_CASE("no-time-wait: all clients have one address: no connection is left in TIME_WAIT") {
   holds([] {
     std::ifstream connections("/proc/net/tcp6");
     if (!connections) skip("no /proc/net/tcp6 to see it in");
@@ -282,7 +288,8 @@ TEST_CASE("where all come from one address no connection is left in TIME_WAIT") 
   });
 }
 
-TEST_CASE("connections that break during the load are counted with what they had under way") {
+TEST_CASE(
+    "broken-connections: connections break during the load: they and their messages are counted") {
   ServerProcess server(kSound);
   LoadPlan plan = short_plan(10);
   plan.idle = 5;
@@ -297,7 +304,7 @@ TEST_CASE("connections that break during the load are counted with what they had
   CHECK(result.first_problem != "");
 }
 
-TEST_CASE("idle connections are held and say nothing") {
+TEST_CASE("idle-connections: idle connections: they are held, and send nothing") {
   holds([] {
     ServerProcess server(kSound);
     LoadPlan plan = short_plan(10);
@@ -314,7 +321,7 @@ TEST_CASE("idle connections are held and say nothing") {
   });
 }
 
-TEST_CASE("the generator says that it fell behind its own schedule") {
+TEST_CASE("generator-late: a rate that is too high: the generator reports that it fell behind") {
   ServerProcess server(kSound);
   LoadPlan plan = short_plan(10);
   plan.rate = 20'000'000;  // nobody can
@@ -322,7 +329,7 @@ TEST_CASE("the generator says that it fell behind its own schedule") {
   CHECK(result.bottleneck().find("fell behind") != std::string::npos);
 }
 
-TEST_CASE("what makes the generator the bottleneck") {
+TEST_CASE("bottleneck: the generator is busy or late: it is reported as the bottleneck") {
   LoadResult result;
   result.cpu_share = 0.89;
   CHECK(result.bottleneck() == "");
@@ -339,7 +346,7 @@ TEST_CASE("what makes the generator the bottleneck") {
   CHECK(late.bottleneck() == "");
 }
 
-TEST_CASE("the moments of a run come in order") {
+TEST_CASE("moments: a run: its moments come in order") {
   ServerProcess server(kSound);
   LoadPlan plan = short_plan(2);
   std::vector<Moment> seen;
@@ -354,7 +361,7 @@ TEST_CASE("the moments of a run come in order") {
   CHECK(when[3] - when[2] < 1s);  // nothing more is sent
 }
 
-TEST_CASE("slow requests are not among the measured, but what they do to others is") {
+TEST_CASE("slow-requests: slow requests: not measured themselves, but their effect on others is") {
   LoadPlan plan = short_plan(5);
   plan.slow = 2;
   plan.rate = 500;
@@ -375,7 +382,7 @@ TEST_CASE("slow requests are not among the measured, but what they do to others 
   CHECK(ms(run_load(blocked.address(), plan).latency.quantile(0.9)) > 100);
 }
 
-TEST_CASE("nobody but the slow clients asks for slow work") {
+TEST_CASE("slow-clients-only: a server with --work: only the slow clients ask for slow work") {
   ServerProcess server(kSound.with({"--work", "5s"}));
   LoadPlan plan = short_plan(5);
   plan.rate = 4000;
@@ -384,7 +391,7 @@ TEST_CASE("nobody but the slow clients asks for slow work") {
   CHECK(result.unanswered == 0);
 }
 
-TEST_CASE("a measurement has the server's side too") {
+TEST_CASE("measure-server: a measurement: it has the server's CPU time, threads and memory") {
   holds([] {
     LoadPlan plan = short_plan(50);
     plan.warmup = 1s;  // longer than the rest: it must not be counted with it
@@ -408,7 +415,7 @@ TEST_CASE("a measurement has the server's side too") {
   });
 }
 
-TEST_CASE("memory is counted for each connection and the idle ones") {
+TEST_CASE("measure-memory: memory per connection: idle connections count too") {
   holds([] {
     if (kSanitized) skip("memory is the sanitizer's");
     LoadPlan plan = short_plan(10);
@@ -421,7 +428,7 @@ TEST_CASE("memory is counted for each connection and the idle ones") {
   });
 }
 
-TEST_CASE("measure prints what it measured as JSON") {
+TEST_CASE("measure-json: measure: it prints JSON, or the reason and an exit code") {
   const Run run = run_to_end({.argv = {MEASURE, "--duration", "300ms", "--warmup", "100ms",
                                        "--clients", "4", BROKEN_SERVER},
                               .environment = {}});
@@ -437,7 +444,7 @@ TEST_CASE("measure prints what it measured as JSON") {
   CHECK(run_to_end({.argv = {MEASURE}, .environment = {}}).exit.text() == "exit code 2");
 }
 
-TEST_CASE("echoload prints JSON and ends with 0") {
+TEST_CASE("echoload-json: echoload --json: it prints JSON, and exits with 0") {
   ServerProcess server(kSound);
   const Run run = echoload({"--clients", "3", "--duration", "300ms", "--warmup", "100ms", "--rate",
                             "1000", "--json", to_text(server.address())});
@@ -451,7 +458,7 @@ TEST_CASE("echoload prints JSON and ends with 0") {
   CHECK(run.output.find("\"bottleneck\": \"") != std::string::npos);
 }
 
-TEST_CASE("echoload ends with 1 if bytes came back changed or nothing did") {
+TEST_CASE("echoload-failure: bytes come back changed, or none do: echoload exits with 1") {
   ServerProcess server(kSound.with({"--fault", "c-string"}));
   const Run changed = echoload({"--clients", "20", "--rate", "2000", "--duration", "300ms",
                                 "--warmup", "100ms", "--json", to_text(server.address())});
@@ -464,7 +471,7 @@ TEST_CASE("echoload ends with 1 if bytes came back changed or nothing did") {
   CHECK(refused.output.find("2 refused") != std::string::npos);
 }
 
-TEST_CASE("echoload says in a line what is wrong with its arguments and ends with 2") {
+TEST_CASE("echoload-misuse: wrong arguments: echoload prints the reason, and exits with 2") {
   const std::vector<std::vector<std::string>> wrong = {
       {},
       {"127.0.0.1"},

@@ -72,10 +72,12 @@ endmacro()
 # chapter([PARTS SOURCE...] [TESTS SOURCE...] [HOOKS NAME]): the server, its test and its
 # experiment, from the chapter's own folder. PARTS (06 to 08) is what the server is made of
 # beside its main; the others link it too, and TESTS are further sources of the test. HOOKS:
-# the test links parts of its own, which were compiled with that definition.
+# the test links parts of its own, which were compiled with that definition. What tests of
+# several chapters share is compiled into each, and finds there the chapter's own headers.
 function(chapter)
   cmake_parse_arguments(ARG "" "HOOKS" "PARTS;TESTS" ${ARGN})
   get_filename_component(chapter ${CMAKE_CURRENT_SOURCE_DIR} NAME)
+  string(REGEX REPLACE "^0*([0-9]+).*" "\\1" number ${chapter})
   file(REMOVE ${CMAKE_CURRENT_BINARY_DIR}/skipped)
 
   chapter_program(server server.cpp)
@@ -89,6 +91,9 @@ function(chapter)
     add_dependencies(${chapter}-${name} ${chapter}-server)
   endforeach()
   target_link_libraries(${chapter}-test PRIVATE doctest_main)
+  target_sources(${chapter}-test PRIVATE ../common/testing/chapter_test.cpp)
+  target_include_directories(${chapter}-test PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+  target_compile_definitions(${chapter}-test PRIVATE CHAPTER=${number})
 
   if(ARG_PARTS)
     chapter_parts(${chapter}-parts)

@@ -76,7 +76,7 @@ std::string startup_error(Function function) {
 
 }  // namespace
 
-TEST_CASE("an Fd closes what it owns once and moving hands it over") {
+TEST_CASE("fd-owns: an Fd is moved: one owner, one close") {
   int number = -1;
   {
     Fd first(::dup(0));
@@ -98,7 +98,7 @@ TEST_CASE("an Fd closes what it owns once and moving hands it over") {
   ::close(number);
 }
 
-TEST_CASE("addresses are resolved and written as text") {
+TEST_CASE("addresses: host and port: resolved, and written as text") {
   CHECK(to_text(resolve("127.0.0.1", 80)) == "127.0.0.1:80");
   CHECK(to_text(resolve("::1", 80)) == "[::1]:80");
   CHECK(startup_error([] {
@@ -106,7 +106,8 @@ TEST_CASE("addresses are resolved and written as text") {
         }).starts_with("cannot resolve host 'no such host': "));
 }
 
-TEST_CASE("a listener has the options that its connections need") {
+TEST_CASE(
+    "listener-options: a listener and its connections: they have the options that servers need") {
   const Fd listener = listen_on(resolve("127.0.0.1", 0));
   CHECK(to_text(local_address(listener)) != "127.0.0.1:0");
   CHECK(option(listener, SOL_SOCKET, SO_REUSEADDR) != 0);
@@ -131,7 +132,7 @@ TEST_CASE("a listener has the options that its connections need") {
   CHECK(is_non_blocking(server));
 }
 
-TEST_CASE("an urgent byte is read in its place") {
+TEST_CASE("urgent-byte: an urgent byte: it is read in its place") {
   const Fd listener = listen_on(resolve("127.0.0.1", 0));
   const Fd client = connect_to(local_address(listener));
   const Fd server = accept_from(listener).connection;
@@ -151,14 +152,15 @@ TEST_CASE("an urgent byte is read in its place") {
   CHECK(bytes == "be!hind");
 }
 
-TEST_CASE("a connection blocks or not as its server asks whatever the listener does") {
+TEST_CASE(
+    "accept-mode: a non-blocking listener: its connection blocks if the server asks for that") {
   const Fd listener = listen_on(resolve("127.0.0.1", 0), Mode::non_blocking);
   const Fd first = connect_to(local_address(listener));
   await(listener, POLLIN);
   CHECK_FALSE(is_non_blocking(accept_from(listener, Mode::blocking).connection));
 }
 
-TEST_CASE("IPv6 works where the machine has it") {
+TEST_CASE("ipv6: an IPv6 address: listen, connect and accept work") {
   holds([] {
     Fd listener;
     try {
@@ -172,7 +174,7 @@ TEST_CASE("IPv6 works where the machine has it") {
   });
 }
 
-TEST_CASE("a port in use and an address that is not ours are startup errors") {
+TEST_CASE("listen-errors: a port in use, or a foreign address: a startup error") {
   const Fd listener = listen_on(resolve("127.0.0.1", 0));
   const Address taken = local_address(listener);
   CHECK(startup_error([&] { listen_on(taken); }) ==
@@ -183,14 +185,16 @@ TEST_CASE("a port in use and an address that is not ours are startup errors") {
         }).starts_with("cannot listen on 192.0.2.1:0: "));
 }
 
-TEST_CASE("accept says that nobody waits") {
+TEST_CASE("accept-none: the backlog is empty: accept returns would_block") {
   const Fd listener = listen_on(resolve("127.0.0.1", 0), Mode::non_blocking);
   const Accepted none = accept_from(listener);
   CHECK(none.status == Io::would_block);
   CHECK_FALSE(none.connection);
 }
 
-TEST_CASE("accept without a descriptor to give is out of resources") {
+TEST_CASE(
+    "accept-no-descriptor: no free descriptor: accept returns out_of_resources, the connection "
+    "stays") {
   const Fd listener = listen_on(resolve("127.0.0.1", 0), Mode::non_blocking);
   const Fd client = connect_to(local_address(listener));
   await(listener, POLLIN);
@@ -205,23 +209,23 @@ TEST_CASE("accept without a descriptor to give is out of resources") {
   CHECK(accept_from(listener).status == Io::ok);  // the connection was kept
 }
 
-TEST_CASE("accept on what is no listener is a bug and throws") {
+TEST_CASE("accept-no-listener: accept on a connected socket: it throws") {
   const Pair pair;
   CHECK_THROWS_AS(accept_from(pair.client), std::system_error);
 }
 
-TEST_CASE("a connection that nobody accepts at the other end fails with its errno") {
+TEST_CASE("connect-refused: nothing listens at the address: connect fails with ECONNREFUSED") {
   const Address gone = local_address(listen_on(resolve("127.0.0.1", 0)));
   try {
     const Fd client = connect_to(gone);
     await(client, POLLOUT);
     CHECK(connect_error(client) == ECONNREFUSED);
   } catch (const std::system_error& error) {
-    CHECK(error.code().value() == ECONNREFUSED);  // the BSDs say so at once
+    CHECK(error.code().value() == ECONNREFUSED);  // the BSDs report it at once
   }
 }
 
-TEST_CASE("a client chooses its source address") {
+TEST_CASE("connect-source: a client with a source address: it connects from there") {
   const Fd listener = listen_on(resolve("127.0.0.1", 0));
   const Address source = resolve("127.0.0.1", 0);
   const Fd client = connect_to(local_address(listener), &source);
@@ -229,7 +233,7 @@ TEST_CASE("a client chooses its source address") {
   CHECK(to_text(local_address(client)).starts_with("127.0.0.1:"));
 }
 
-TEST_CASE("read says would_block and then what came and then the end") {
+TEST_CASE("read-results: nothing, then bytes, then a half-close: would_block, ok, end") {
   Pair pair;
   std::array<char, 16> buffer;
   CHECK(read_some(pair.server, buffer).status == Io::would_block);
@@ -245,7 +249,7 @@ TEST_CASE("read says would_block and then what came and then the end") {
   CHECK(write_some(pair.server, "you can still hear me").status == Io::ok);
 }
 
-TEST_CASE("write takes a part and then would_block when nobody reads") {
+TEST_CASE("write-results: the peer does not read: write takes a part, then returns would_block") {
   Pair pair;
   const std::string much(64 << 20, 'x');
   const IoResult first = write_some(pair.server, much);
@@ -256,7 +260,7 @@ TEST_CASE("write takes a part and then would_block when nobody reads") {
   CHECK(last.status == Io::would_block);
 }
 
-TEST_CASE("a reset is peer_gone for read and write and no signal") {
+TEST_CASE("reset-results: a reset: read and write return peer_gone, and no signal comes") {
   Pair pair;
   REQUIRE(write_some(pair.server, "unread").size == 6);
   send_reset(pair.client);
@@ -266,7 +270,7 @@ TEST_CASE("a reset is peer_gone for read and write and no signal") {
   CHECK(write_some(pair.server, "anybody?").status == Io::peer_gone);  // EPIPE, not SIGPIPE
 }
 
-TEST_CASE("what is under way is known in both directions") {
+TEST_CASE("underway: bytes unread, or not acknowledged: underway reports them") {
   Pair pair;
   CHECK_FALSE(underway(pair.server).in);
   CHECK_FALSE(underway(pair.server).out);
@@ -281,7 +285,7 @@ TEST_CASE("what is under way is known in both directions") {
   const std::string much(1 << 20, 'x');
   while (write_some(pair.server, much).status == Io::ok) {
   }
-#ifdef __linux__  // other systems may not tell
+#ifdef __linux__  // other systems may not report it
   REQUIRE(underway(pair.server).out);
 #endif
   std::vector<char> all(1 << 20);
@@ -293,7 +297,7 @@ TEST_CASE("what is under way is known in both directions") {
   CHECK_FALSE(underway(pair.server).out);
 }
 
-TEST_CASE("a signal does not end a blocking read") {
+TEST_CASE("read-interrupted: signals during a blocking read: it goes on") {
   Pair pair(Mode::blocking);
   struct sigaction action = {};
   struct sigaction usual = {};
@@ -313,7 +317,7 @@ TEST_CASE("a signal does not end a blocking read") {
   CHECK(in.size == 5);
 }
 
-TEST_CASE("a pipe wakes its reader and neither end blocks") {
+TEST_CASE("pipe: an empty or a full pipe: neither end blocks") {
   const Pipe pipe = make_pipe();
   std::array<char, 16> buffer;
   CHECK(read_some(pipe.read_end, buffer).status == Io::would_block);
@@ -326,7 +330,7 @@ TEST_CASE("a pipe wakes its reader and neither end blocks") {
   CHECK(is_close_on_exec(pipe.write_end));
 }
 
-TEST_CASE("the descriptor limit is raised to what is allowed") {
+TEST_CASE("descriptor-limit: a low soft limit: it is raised to the hard limit") {
   rlimit usual = {};
   REQUIRE(::getrlimit(RLIMIT_NOFILE, &usual) == 0);
   const rlimit low = {64, usual.rlim_max};
@@ -338,7 +342,8 @@ TEST_CASE("the descriptor limit is raised to what is allowed") {
   CHECK(raised > 64);
 }
 
-TEST_CASE("a file that has reached its limit fails a write and kills nobody") {
+TEST_CASE(
+    "file-size-limit: a file has reached its size limit: the write fails, the process lives") {
   ignore_sigpipe();
   std::FILE* file = std::tmpfile();
   REQUIRE(file != nullptr);
@@ -354,7 +359,7 @@ TEST_CASE("a file that has reached its limit fails a write and kills nobody") {
   (void)std::fclose(file);
 }
 
-TEST_CASE("a closed standard descriptor is not left to a socket") {
+TEST_CASE("standard-descriptors: standard input is closed: no socket gets its number") {
   const Fd usual(::dup(STDIN_FILENO));
   ::close(STDIN_FILENO);
   keep_standard_descriptors();
@@ -364,7 +369,7 @@ TEST_CASE("a closed standard descriptor is not left to a socket") {
   ::dup2(usual.get(), STDIN_FILENO);
 }
 
-TEST_CASE("a line of log that stderr does not take is lost and waits for nobody") {
+TEST_CASE("log-line: stderr is full: the line is lost, the process does not wait") {
   const Fd usual(::dup(STDERR_FILENO));
   int ends[2] = {};
   REQUIRE(::pipe(ends) == 0);
@@ -375,7 +380,7 @@ TEST_CASE("a line of log that stderr does not take is lost and waits for nobody"
   std::array<char, 1024> line;
   const IoResult in = read_some(read_end, line);
 
-  set_non_blocking(write_end);  // only to fill it: log_line must not count on it
+  set_non_blocking(write_end);  // only to fill it: log_line must not depend on it
   while (write_some(write_end, std::string(4096, '!')).status == Io::ok) {
   }
   ::fcntl(STDERR_FILENO, F_SETFL, 0);
@@ -388,7 +393,7 @@ TEST_CASE("a line of log that stderr does not take is lost and waits for nobody"
   CHECK(line[500] == '\n');
 }
 
-TEST_CASE("a message that lasts gets through once a second") {
+TEST_CASE("once-per-second: a repeated message: it is allowed once a second") {
   OncePerSecond may_say;
   CHECK(may_say());
   CHECK_FALSE(may_say());
@@ -397,7 +402,7 @@ TEST_CASE("a message that lasts gets through once a second") {
   CHECK_FALSE(may_say());
 }
 
-TEST_CASE("durations need a unit") {
+TEST_CASE("durations: a text: a duration if it is a number and its unit") {
   CHECK(parse_duration("300ms") == 300ms);
   CHECK(parse_duration("30s") == 30s);
   CHECK(parse_duration("5m") == 5min);
@@ -414,7 +419,7 @@ TEST_CASE("durations need a unit") {
   CHECK(to_text(std::chrono::milliseconds(2h)) == "2h");
 }
 
-TEST_CASE("options set their variables and stop at a command") {
+TEST_CASE("options: flags and a command: the variables are set, the command is left") {
   Endpoint endpoint;
   std::size_t clients = 7;
   std::chrono::milliseconds timeout = 1s;

@@ -1,4 +1,8 @@
 // Lets a doctest case run a behaviour of the battery.
+//
+// Every test case has an id: the text before the first ": " of its name, unique in its program,
+// of a-z, 0-9 and dashes. A behaviour's id is its function's name. mutants.txt and commands in
+// the chapters' texts use ids (-tc='half-close:*'). The rest of a name may change; an id may not.
 #pragma once
 
 #include <doctest/doctest.h>

@@ -8,11 +8,12 @@ Each chapter's mistakes are in its mutants.txt:
     what is wrong
     - lines of the chapter's sources, which occur there exactly once
     + what stands there instead (may be missing)
-    ! a test case that must fail, by its name
+    ! a test case that must fail, by its id
 
 A mistake that no test notices is a failure of this program, as is one that does not
-compile, or whose test fails without it too. --sample: N of each chapter, chosen by the
-commit. All is done in a copy under build/mutants; the sources are never touched.
+compile, or whose test fails without it too. Before the first mistake is made, every id is
+looked up. --sample: N of each chapter, chosen by the commit. All is done in a copy under
+build/mutants; the sources are never touched.
 """
 import argparse
 import pathlib
@@ -53,16 +54,25 @@ def build(chapter):
     return made.returncode == 0, made.stdout + made.stderr
 
 
+def test_ids(chapter):
+    """The ids of the chapter's test cases: what stands before the first colon of a name."""
+    listed = run(BUILD / chapter / "test", "--list-test-cases", check=True).stdout
+    ids = set()
+    for name in re.findall(r"^(?!\[doctest\]|===).+", listed, re.M):
+        found = re.match("([a-z0-9-]+): ", name)
+        if not found or found[1] in ids:
+            sys.exit(f"{chapter}: no id, or one that another test case has: \"{name}\"")
+        ids.add(found[1])
+    return ids
+
+
 def test(chapter, name):
     """'passed', 'failed' or 'skipped', and what the test said."""
     try:
-        pattern = name.replace(",", "\\,")  # a comma separates patterns
-        tried = run(BUILD / chapter / "test", f"--test-case={pattern}", timeout=100)
+        tried = run(BUILD / chapter / "test", f"--test-case={name}:*", timeout=100)
     except subprocess.TimeoutExpired:
         return "failed", "it did not end"
     said = tried.stdout + tried.stderr
-    if re.search(r"test cases: +0 ", said):
-        return "there is no such test", said
     if tried.returncode != 0:
         return "failed", said
     return ("skipped" if "skipped: " in said else "passed"), said
@@ -113,23 +123,30 @@ def main():
         if not (ROOT / chapter / "mutants.txt").is_file():
             parser.error(f"there is no {chapter}/mutants.txt")
     prepare()
-    chance = random.Random(run("git", "rev-parse", "HEAD", cwd=ROOT).stdout)
-    seen = missed = 0
+    work, unknown = {}, []
     for chapter in chapters:
         if (BUILD / chapter / "skipped").exists():
             print(f"{chapter}: skipped: {(BUILD / chapter / 'skipped').read_text().strip()}")
             continue
-        mutants = parse(ROOT / chapter / "mutants.txt")
+        work[chapter] = parse(ROOT / chapter / "mutants.txt")
+        ids = test_ids(chapter)
+        unknown += [f"{m['at']}: no test case has the id \"{m['test']}\""
+                    for m in work[chapter] if m["test"] not in ids]
+    if unknown:
+        sys.exit("\n".join(unknown))
+    chance = random.Random(run("git", "rev-parse", "HEAD", cwd=ROOT).stdout)
+    seen = missed = 0
+    for chapter, mutants in work.items():
         if arguments.sample and arguments.sample < len(mutants):
             mutants = chance.sample(mutants, arguments.sample)
         for name in dict.fromkeys(mutant["test"] for mutant in mutants):
             state, said = test(chapter, name)
             if state != "passed":
-                sys.exit(f"{chapter}: without a mistake, \"{name}\": {state}\n{said}")
+                sys.exit(f"{chapter}: without a mistake, {name}: {state}\n{said}")
         for mutant in mutants:
             problem = verdict(chapter, mutant)
             seen, missed = seen + (problem is None), missed + (problem is not None)
-            result = f"seen by \"{mutant['test']}\"" if problem is None else f"NOT SEEN ({mutant['at']}): {problem}"
+            result = f"seen by {mutant['test']}" if problem is None else f"NOT SEEN ({mutant['at']}): {problem}"
             print(f"{chapter}: {mutant['title']}: {result}", flush=True)
     print(f"{seen} mistakes seen, {missed} not")
     sys.exit(1 if missed or not seen else 0)

@@ -1,4 +1,5 @@
-// The loop from inside: callbacks, timers, and handlers that misbehave.
+// The event loop of 06 and 07 from inside: callbacks, timers, and handlers that misbehave. Each of
+// the two chapters compiles this file with its own headers.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -19,7 +20,7 @@
 
 #include "common/testing/client.h"
 #include "common/testing/holds.h"
-#include "loop_under_test.h"
+#include "common/testing/loop_under_test.h"
 
 namespace {
 
@@ -39,7 +40,7 @@ std::size_t open_descriptors() {
       std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator()));
 }
 
-// As long as it lives the process gets no memory that it has not got yet.
+// While it lives, the process gets no more memory.
 class NoMoreMemory {
  public:
   NoMoreMemory() {
@@ -57,19 +58,19 @@ class NoMoreMemory {
 
 }  // namespace
 
-TEST_CASE("what another thread posts runs on the loop's thread without delay") {
+TEST_CASE("post: another thread posts: the callback runs on the loop's thread without delay") {
   holds([] {
     LoopUnderTest server(echo);
     std::thread::id ran_on;
     const auto start = Clock::now();
     for (int i = 0; i < 20; ++i) server.run([&] { ran_on = std::this_thread::get_id(); });
     CHECK(ran_on == server.thread());
-    CHECK(ms_since(start) < 200);    // not each at the next tick of something
+    CHECK(ms_since(start) < 200);    // not each at a tick
     CHECK(cpu_percent(200ms) < 10);  // and then it sleeps again
   });
 }
 
-TEST_CASE("no callback is lost and each thread's callbacks run in their order") {
+TEST_CASE("post-order: four threads post: no callback is lost, those of a thread run in order") {
   holds([] {
     LoopUnderTest server(echo);
     constexpr int kThreads = 4;
@@ -78,7 +79,7 @@ TEST_CASE("no callback is lost and each thread's callbacks run in their order") 
     bool in_order = true;
     std::vector<std::thread> threads;
     for (std::size_t t = 0; t < kThreads; ++t) {
-      // By twos, each pair when the one before has run: so the loop is woken often, and
+      // Two at a time, and the next two when these have run. So the loop is woken often, and
       // other threads post while it wakes.
       threads.emplace_back([&, t] {
         const auto give_up = Clock::now() + patience;
@@ -95,7 +96,7 @@ TEST_CASE("no callback is lost and each thread's callbacks run in their order") 
   });
 }
 
-TEST_CASE("a callback may post another") {
+TEST_CASE("post-nested: a callback posts another: it runs") {
   holds([] {
     LoopUnderTest server(echo);
     std::promise<void> done;
@@ -104,7 +105,7 @@ TEST_CASE("a callback may post another") {
   });
 }
 
-TEST_CASE("timers run in the order in which they are due and none is early") {
+TEST_CASE("timers-order: three timers: they run in the order in which they are due, none early") {
   holds([] {
     LoopUnderTest server(echo);
     std::vector<int> ran;
@@ -126,7 +127,7 @@ TEST_CASE("timers run in the order in which they are due and none is early") {
   });
 }
 
-TEST_CASE("a new timer that is due sooner cuts the wait short") {
+TEST_CASE("timer-sooner: a new timer is due before all others: the wait is shortened") {
   holds([] {
     LoopUnderTest server(echo);
     server.run([&] { server.loop().run_after(1h, [] {}); });
@@ -136,7 +137,7 @@ TEST_CASE("a new timer that is due sooner cuts the wait short") {
   });
 }
 
-TEST_CASE("a wait for a timer is rounded up") {
+TEST_CASE("timer-round-up: a timer is due in a fraction of a millisecond: the wait is rounded up") {
   Timers timers;
   CHECK_FALSE(timers.until_next().has_value());
   const auto due = Clock::now() + std::chrono::microseconds(50'900);
@@ -146,13 +147,13 @@ TEST_CASE("a wait for a timer is rounded up") {
   CHECK(Clock::now() + *wait >= due);
 }
 
-TEST_CASE("a wait ends after an hour though no timer is due") {
+TEST_CASE("timer-hour: a timer is due in 30 days: the wait ends after an hour") {
   Timers timers;
   timers.add(Clock::now() + 24h * 30, [] {});  // more milliseconds than an int holds
   CHECK(timers.until_next() == milliseconds(1h));
 }
 
-TEST_CASE("a cancelled timer does not run") {
+TEST_CASE("timer-cancelled: a timer is cancelled: it does not run") {
   holds([] {
     LoopUnderTest server(echo);
     bool ran = false;
@@ -162,7 +163,7 @@ TEST_CASE("a cancelled timer does not run") {
       const Timer first = loop.run_after(20ms, [&] { ran = true; });
       loop.cancel(first);
       loop.cancel(first);
-      // Of two that are due in one turn, the first cancels the second, and itself.
+      // Two are due in one turn. The first cancels both.
       auto second = std::make_shared<std::array<Timer, 2>>();
       (*second)[0] = loop.run_after(10ms, [&loop, second] {
         loop.cancel((*second)[0]);
@@ -177,9 +178,9 @@ TEST_CASE("a cancelled timer does not run") {
   });
 }
 
-TEST_CASE("a timer that is always due again does not keep the loop to itself") {
+TEST_CASE("timer-always-due: a timer is always due again: connections are served") {
   holds([] {
-    Callback again;
+    std::function<void()> again;
     std::atomic<bool> stop = false;
     LoopUnderTest server(echo);
     again = [&] {
@@ -191,7 +192,8 @@ TEST_CASE("a timer that is always due again does not keep the loop to itself") {
   });
 }
 
-TEST_CASE("what a handler leaves is there when more has come and not looked at before") {
+TEST_CASE(
+    "handler-leaves-bytes: a handler leaves bytes: it is called again only when more have come") {
   holds([] {
     std::atomic<int> calls = 0;
     LoopUnderTest server([&](Connection& conn) {
@@ -209,7 +211,7 @@ TEST_CASE("what a handler leaves is there when more has come and not looked at b
   });
 }
 
-TEST_CASE("a reader gives what is there and no more") {
+TEST_CASE("reader: more is asked of a reader than it has: it gives what it has") {
   holds([] {
     std::string seen;
     LoopUnderTest server([&](Connection& conn) {
@@ -232,7 +234,7 @@ TEST_CASE("a reader gives what is there and no more") {
   });
 }
 
-TEST_CASE("a handler that leaves a full buffer has its connection closed") {
+TEST_CASE("full-buffer: a handler leaves a full buffer: its connection is closed") {
   holds([] {
     LoopUnderTest server([](Connection&) {});
     Client client(server.address());
@@ -243,7 +245,8 @@ TEST_CASE("a handler that leaves a full buffer has its connection closed") {
   });
 }
 
-TEST_CASE("a full buffer may be taken and answered in pieces") {
+TEST_CASE(
+    "full-buffer-taken: a handler answers before it takes a full buffer: all bytes are echoed") {
   holds([] {
     constexpr std::size_t kFull = 64 * 1024;
     LoopUnderTest server([](Connection& conn) {
@@ -258,7 +261,9 @@ TEST_CASE("a full buffer may be taken and answered in pieces") {
   });
 }
 
-TEST_CASE("without memory for what it is to be sent a connection ends and not the sender") {
+TEST_CASE(
+    "no-memory-for-output: a handler writes to another connection, no memory: only the other is "
+    "closed") {
   holds([] {
     if (kSanitized) skip("memory is the sanitizer's here");
 #ifdef __APPLE__
@@ -270,7 +275,7 @@ TEST_CASE("without memory for what it is to be sent a connection ends and not th
       if (conn.reader().peek(1) == "b") other = conn.weak_from_this();
       if (conn.reader().peek(1) == "a") {
         const NoMoreMemory none;
-        other.lock()->write(much);  // what the socket does not take has to be kept
+        other.lock()->write(much);  // what the socket does not take must be stored
       }
       echo(conn);
     });
@@ -283,7 +288,7 @@ TEST_CASE("without memory for what it is to be sent a connection ends and not th
   });
 }
 
-TEST_CASE("a handler that throws closes its connection and no other") {
+TEST_CASE("handler-throws: a handler throws: its connection is closed, and no other") {
   holds([] {
     LoopUnderTest server([](Connection& conn) {
       if (conn.reader().peek(1) == "e") throw std::runtime_error("as the test wants it");
@@ -300,7 +305,7 @@ TEST_CASE("a handler that throws closes its connection and no other") {
   });
 }
 
-TEST_CASE("a connection may be closed in its own handler and is of no effect after that") {
+TEST_CASE("close-in-own-handler: a handler closes its connection: later calls have no effect") {
   holds([] {
     std::atomic<bool> still_there = false;
     LoopUnderTest server([&](Connection& conn) {
@@ -317,7 +322,9 @@ TEST_CASE("a connection may be closed in its own handler and is of no effect aft
   });
 }
 
-TEST_CASE("a connection may be closed in the handler of another one of the batch") {
+TEST_CASE(
+    "close-in-batch: a handler closes another connection of the batch: it is not handled, its "
+    "number stays taken") {
   holds([] {
     std::map<char, std::weak_ptr<Connection>> known;
     bool armed = false;
@@ -340,23 +347,23 @@ TEST_CASE("a connection may be closed in the handler of another one of the batch
     a.echo("a");
     b.echo("b");
     std::unique_ptr<Client> c;
-    server.run([&] {  // while the loop is here, all three become ready
+    server.run([&] {  // while the loop is busy here, all three become ready
       armed = true;
       a.send("a");
       b.send("b");
       c = std::make_unique<Client>(server.address());
     });
     c->echo("c");
-    REQUIRE(called.size() == 1);  // the other one was closed before its turn
+    REQUIRE(called.size() == 1);  // the other was closed before its turn
     Client& survivor = called == "a" ? a : b;
     Client& victim = called == "a" ? b : a;
     CHECK(survivor.receive(1) == called);
     CHECK(victim.is_closed_within(patience));
-    CHECK(after == before);  // the number is kept until the batch is done
+    CHECK(after == before);  // the descriptor stays taken until the batch is done
   });
 }
 
-TEST_CASE("while 64 KiB wait to be sent no request is read") {
+TEST_CASE("pending-output: 64 KiB wait to be sent: no request is read") {
   holds([] {
     std::atomic<int> calls = 0;
     LoopUnderTest server([&](Connection& conn) {
@@ -377,7 +384,9 @@ TEST_CASE("while 64 KiB wait to be sent no request is read") {
   });
 }
 
-TEST_CASE("bytes that came while a handler kept the loop are not silence") {
+TEST_CASE(
+    "idle-timeout-blocked-loop: a handler blocks the loop, bytes come in time: the client is not "
+    "closed") {
   holds([] {
     LoopUnderTest server(echo, 300ms);
     Client client(server.address());
@@ -391,21 +400,23 @@ TEST_CASE("bytes that came while a handler kept the loop are not silence") {
   });
 }
 
-TEST_CASE("a client that has spoken since its timer was set is closed when it is due again") {
+TEST_CASE(
+    "idle-timeout-renewed: a client sends before its timeout: it is closed one timeout after "
+    "that") {
   holds([] {
     LoopUnderTest server(echo, 600ms);
     Client client(server.address());
     std::this_thread::sleep_for(300ms);
     client.echo("I am not idle");
-    CHECK_FALSE(client.is_closed_within(400ms));  // 700 ms after it came
+    CHECK_FALSE(client.is_closed_within(400ms));  // 700 ms after it connected
     CHECK(client.is_closed_within(patience));
   });
 }
 
-TEST_CASE("a stop before serve ends it at once") {
+TEST_CASE("stop-before-serve: stop before serve: serve returns at once") {
   holds([] {
     Listener listener({.host = "127.0.0.1", .port = 0});
-    EventLoop loop(echo, 0ms, 1, 1);
+    EventLoop loop = make_loop(echo);
     loop.stop();
     const auto start = Clock::now();
     loop.serve(std::move(listener));
@@ -413,14 +424,15 @@ TEST_CASE("a stop before serve ends it at once") {
   });
 }
 
-TEST_CASE("what belongs to the loop's thread ends the program on any other") {
+TEST_CASE(
+    "wrong-thread: a function of the loop's thread is called on another: the program aborts") {
   holds([] {
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
     if (child == 0) {
       Fd nowhere(::dup2(::open("/dev/null", O_WRONLY), STDERR_FILENO));
       std::signal(SIGABRT, SIG_DFL);  // doctest would report it
-      EventLoop loop(echo, 0ms, 1, 1);
+      EventLoop loop = make_loop(echo);
       std::thread([&] { loop.run_after(1s, [] {}); }).join();
       ::_exit(0);
     }

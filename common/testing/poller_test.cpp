@@ -1,4 +1,5 @@
-// The poller alone, whichever of the two it is.
+// The poller of 06 and 07 alone, made of epoll or of kqueue. Each of the two chapters compiles
+// this file with its own headers.
 #include <sys/socket.h>
 
 #include <array>
@@ -10,7 +11,7 @@
 
 namespace {
 
-// Two connected sockets; the poller is to watch the first.
+// Two connected sockets. The poller watches the first.
 struct Ends {
   Ends() {
     std::array<int, 2> ends{};
@@ -24,7 +25,7 @@ struct Ends {
   Fd theirs;
 };
 
-// "r", "w", "rw": what one wait reports of the only descriptor that is watched.
+// "r", "w" or "rw": what one wait reports about the only watched descriptor.
 std::string reported(Poller& poller, milliseconds limit = 0ms) {
   std::string text;
   for (const Ready& ready : poller.wait(limit)) {
@@ -39,7 +40,7 @@ constexpr Interest kBoth{.read = true, .write = true};
 
 }  // namespace
 
-TEST_CASE("the poller reports what is watched and nothing else") {
+TEST_CASE("poller-interest: interest changes: only what is watched is reported") {
   holds([] {
     Poller poller;
     const Ends ends;
@@ -61,7 +62,7 @@ TEST_CASE("the poller reports what is watched and nothing else") {
   });
 }
 
-TEST_CASE("a descriptor that is not watched is not reported when its peer has gone either") {
+TEST_CASE("poller-no-interest: the peer of an unwatched descriptor closes: nothing is reported") {
   holds([] {
     Poller poller;
     Ends ends;
@@ -74,7 +75,7 @@ TEST_CASE("a descriptor that is not watched is not reported when its peer has go
   });
 }
 
-TEST_CASE("a wait ends with its limit and not before") {
+TEST_CASE("poller-limit: nothing is ready: a wait ends at its limit") {
   holds([] {
     Poller poller;
     const auto start = Clock::now();
