@@ -100,30 +100,3 @@ TEST_CASE("filter-refused: a filter cannot be added: the connection is closed, o
 #endif
   });
 }
-
-// How it is started.
-
-TEST_CASE("signals-blocked: SIGTERM and SIGINT blocked by the parent: the server still stops") {
-  holds(kServer, battery::signals_blocked);
-}
-TEST_CASE("interrupt-ignored: SIGINT ignored by the parent: only SIGTERM stops the server") {
-  holds(kServer, battery::interrupt_ignored);
-}
-TEST_CASE("process-one: first process of a container: the server stops at SIGTERM and SIGINT") {
-  holds(kServer, battery::process_one);
-}
-TEST_CASE("keep-alive: an idle connection: the kernel probes its peer") {
-  holds(kServer, battery::keep_alive);
-}
-TEST_CASE("stop-door: during the grace a new client is refused, and a successor can bind") {
-  holds(kServer, battery::stop_door);
-}
-TEST_CASE("stop-shortage: at SIGTERM clients that wait for a descriptor are served") {
-  holds(kServer, battery::stop_short_of_descriptors);
-}
-TEST_CASE("stop-flood: a backlog that does not empty in time is left when the grace ends") {
-  holds(kServer, battery::stop_flood);
-}
-TEST_CASE("stop-stalls: after stalls of the server a conversation with short pauses goes on") {
-  holds(kServer, battery::stop_stalls);
-}
