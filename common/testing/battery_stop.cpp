@@ -60,14 +60,14 @@ void expect_back(Client& client, const std::string& data, std::string back = "")
 }  // namespace
 
 void idle_slow_reader(const Subject& subject) {
-  with_server(subject.command.with({"--idle-timeout", "1s"}), [](ServerProcess& server) {
+  with_server(subject.command.with({"--idle-timeout", "2s"}), [](ServerProcess& server) {
     Client client(server.address());
     client.limit_receive_queue(32 << 10);  // so that what it reads is soon noticed
     const std::string data = fill_queues(client);
-    // Three times as long as the timeout, and not enough for the kernel to report that there
+    // More than twice the timeout, and not enough bytes for the kernel to report that there
     // is room to write: for that a third of the send queue must be free.
     std::string back;
-    for (int i = 0; i < 15; ++i) {
+    for (int i = 0; i < 25; ++i) {
       back += client.receive(20'000);
       std::this_thread::sleep_for(200ms);
     }
