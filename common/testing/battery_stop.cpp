@@ -64,8 +64,8 @@ void idle_slow_reader(const Subject& subject) {
     Client client(server.address());
     client.limit_receive_queue(32 << 10);  // so that its reads are soon noticed
     const std::string data = fill_queues(client);
-    // Reads for three times the timeout, but too little for the kernel to report room to
-    // write: for that a third of the send queue must be free.
+    // Three times as long as the timeout, and not enough for the kernel to report that there
+    // is room to write: for that a third of the send queue must be free.
     std::string back;
     for (int i = 0; i < 15; ++i) {
       back += client.receive(20'000);
