@@ -42,7 +42,7 @@ using Count = int;
 constexpr std::size_t kTurn = 16 * 1024;          // bytes read in one turn of a connection
 constexpr std::size_t kPendingLimit = 64 * 1024;  // a client that does not read is not read from
 constexpr milliseconds kTick{200};                // from one tick to the next
-constexpr milliseconds kGrace{5000};              // from SIGTERM to the end, at most
+constexpr milliseconds kGrace{5000};              // limit of shutdown, from SIGTERM on
 constexpr milliseconds kTimer{100};               // from one timer event to the next
 constexpr std::size_t kBatch = 128;               // events from one wait
 
@@ -273,8 +273,8 @@ class Server {
     if (accepting_) accept_ready();
   }
 
-  // Called when the backlog is empty. While descriptors are short that takes until enough
-  // connections have closed; then, or if clients keep coming, the grace is the limit.
+  // Called when the backlog is empty. While descriptors are short, it empties only as
+  // connections close; then, or if clients keep coming, the grace is the limit.
   void stop_listening() {
     if (accepting_) set_interest(listener_.get(), kRead, kNone);
     accepting_ = false;

@@ -42,7 +42,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Reader& reader();
 
   // Sends `data`, and keeps what the socket does not take yet. While 64 KiB or more are
-  // kept, no more requests are read. So its own handler adds at most what one call of it
+  // kept, no more requests are read. So its own handler adds at most what one call
   // writes. (Handlers of other connections must limit what they write to this one.)
   void write(std::string_view data);
 
@@ -66,6 +66,6 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Interest watched_;    // what the poller was told
   bool peer_finished_ = false;
   bool closed_ = false;
-  Clock::time_point last_active_ = Clock::now();  // when bytes last went either way
+  Clock::time_point last_active_ = Clock::now();  // when a byte last moved
   Timer idle_timer_;
 };

@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::size_t kAccepts = 64;  // connections accepted in one turn
 constexpr milliseconds kTick{200};    // from one tick to the next
-constexpr milliseconds kGrace{5000};  // from a stop to the end, at most
+constexpr milliseconds kGrace{5000};  // limit of shutdown, from stop on
 
 }  // namespace
 
@@ -220,8 +220,8 @@ void EventLoop::begin_stop() {
   if (accepting_) accept_ready(kAccepts);
 }
 
-// Called when the backlog is empty. While descriptors are short that takes until enough
-// connections have closed; then, or if clients keep coming, the grace is the limit.
+// Called when the backlog is empty. While descriptors are short, it empties only as
+// connections close; then, or if clients keep coming, the grace is the limit.
 void EventLoop::stop_listening() {
   if (accepting_) poller_.set_interest(listener_->socket().get(), kRead, kNone);
   accepting_ = false;

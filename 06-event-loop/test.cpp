@@ -12,6 +12,6 @@ TEST_CASE("slow-handler-stalls: a slow request: the reply to every other client 
   holds([] {
     const std::vector<double> delays = battery::delays_beside_a_slow_request(kServer);
     CAPTURE(delays.front());
-    CHECK(delays.front() > 250);  // of the 300 ms; even the quickest
+    CHECK(delays.front() > 250);  // of 300 ms, even for the quickest
   });
 }

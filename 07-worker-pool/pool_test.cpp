@@ -66,7 +66,7 @@ EventLoop::OnRequest jobs_at(Gate& gate) {
 }
 
 // The core of the calling thread, and a way to stay on it. Source: sched(7). On other systems
-// the thread does not stay, and the test asks less.
+// the thread does not stay, and the test checks less.
 int this_core() {
 #ifdef __linux__
   return ::sched_getcpu();
@@ -178,7 +178,7 @@ TEST_CASE("one-job-a-client: many requests of one client: one job at a time, rep
 
 TEST_CASE("three-steps: a request of three steps: a callback for each") {
   holds([] {
-    // As if each asked somebody: a database, another server, a disk.
+    // As if each asked a database, another server, a disk.
     const auto look_up = [](const std::string& name) { return "user of " + name; };
     const auto fetch = [](const std::string& user) { return "page of " + user; };
     const auto store = [](const std::string& page) { return std::to_string(page.size()); };
@@ -268,7 +268,7 @@ TEST_CASE("job-finished: a reply is written: its job is finished") {
   holds([] {
     EventLoop* loop = nullptr;
     // The reply says how many jobs are unfinished. The worker gives way to the loop as soon as
-    // the loop has the result, and has not yet left the job.
+    // the loop has the result, before it has left the job.
     LoopUnderTest server([&](Connection& conn) {
       conn.reader().skip(1);
       const int core = this_core();

@@ -84,7 +84,7 @@ inline Pair unix_pair(Scheduler& scheduler) {
   return {Conn(scheduler.netpoller().open(std::move(near))), std::move(far)};
 }
 
-// Writes until the socket is full; returns how many bytes that took.
+// Writes until the socket is full; returns the number of bytes.
 inline std::size_t fill(const Fd& socket) {
   std::size_t size = 0;
   for (;;) {
@@ -94,7 +94,7 @@ inline std::size_t fill(const Fd& socket) {
   }
 }
 
-// Happens once. Threads wait for it, and goroutines (until).
+// Happens once. Threads and goroutines (until) wait for it.
 class Event {
  public:
   void set() { happened_ = true; }
@@ -143,7 +143,7 @@ inline Child in_child(const std::function<void()>& body) {
   if (pid < 0) fail("fork");
   if (pid == 0) {
     ::dup2(errors.write_end.get(), STDERR_FILENO);
-    for (const int number : {SIGABRT, SIGALRM}) std::signal(number, SIG_DFL);  // doctest's
+    for (const int number : {SIGABRT, SIGALRM}) std::signal(number, SIG_DFL);  // not doctest's
     ::alarm(static_cast<unsigned>(patience / 1s));
     body();
     ::_exit(0);

@@ -33,7 +33,7 @@ Task<> echo_on(Conn& conn) {
   }
 }
 
-// Reads until it has so many bytes, or a read ends otherwise.
+// Reads until it has `size` bytes, or a read is not ok.
 Task<std::string> read_bytes(Conn& conn, std::size_t size) {
   std::string bytes;
   while (bytes.size() < size) {
@@ -44,8 +44,8 @@ Task<std::string> read_bytes(Conn& conn, std::size_t size) {
   co_return bytes;
 }
 
-// Whether a read had to wait until its deadline passed. (It may still get bytes then, by its last
-// call, so its status does not tell.)
+// Whether a read had to wait until its deadline passed. (Its last call may still get bytes, so its
+// status does not tell.)
 bool waited(const Conn& conn) { return conn.desc->expired(kRead); }
 
 struct TwoReads {
@@ -103,7 +103,7 @@ TEST_CASE(
           if (in.bytes() != "ping") fail("not read");
         }
         const std::size_t allocated = allocations - before;
-        CHECK(allocated <= 32 * (workers - 1));  // a second worker's first buffers
+        CHECK(allocated <= 32 * (workers - 1));  // for a second worker's buffers
         far.close();
         co_await until_alone(scheduler);
       });
@@ -263,7 +263,7 @@ TEST_CASE("read-no-memory: a read without memory for its buffer: the next read g
     run(1, [](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
       pair.send("first");
-      const Received kept = co_await pair.near.read();  // and with it the worker's only buffer
+      const Received kept = co_await pair.near.read();  // keeps the worker's only buffer
       const auto send_soon = [](const Pair& to) -> Task<> {
         no_memory = true;
         to.send("second");
@@ -528,7 +528,7 @@ TEST_CASE(
       co_await sleep_for(10ms);
       CHECK_FALSE(ended);
       pair.send("in time");
-      std::this_thread::sleep_until(deadline + 1ms);  // keeps the only worker
+      std::this_thread::sleep_until(deadline + 1ms);  // blocks the only worker
       co_await until(ended);
       CHECK(read == Io::ok);
     });
@@ -694,7 +694,7 @@ TEST_CASE(
       CHECK(desc->slots[kRead].prepare());  // it is not ready
       netpoller.report(tag, true, true, true, woken);
       Goroutine waiter;
-      CHECK(desc->slots[kRead].commit(waiter));  // nor was its wait ended
+      CHECK(desc->slots[kRead].commit(waiter));  // its wait was not ended
       netpoller.report(tag, true, true, true, woken);
       CHECK(woken.size() == 0);
       netpoller.report(desc->tag(), true, false, false, woken);

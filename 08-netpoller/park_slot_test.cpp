@@ -114,7 +114,7 @@ class Model {
   }
 
   const std::vector<Actor> actors_;
-  std::map<State, std::uint64_t> schedules_;  // how many lead from a state to an end
+  std::map<State, std::uint64_t> schedules_;  // how many lead from each state to an end
   unsigned outcomes_ = 0;
   State now_;
   std::string trace_;         // the steps that led to now_

@@ -89,19 +89,19 @@ bool second_is_served(microseconds watch, milliseconds pause, milliseconds limit
 
 // ---- Helpers: fairness.
 
-// What happened, in order; of one worker, so without a lock.
+// What happened, in order. One worker writes it, without a lock.
 struct Log {
   struct Entry {
     std::size_t goroutine;
-    bool event;  // something that it waits for was made; otherwise: it ran
+    bool event;  // true: an event for it was made; false: it ran
   };
   std::vector<Entry> entries;
 
   void ran(std::size_t goroutine) { entries.push_back({goroutine, false}); }
   void event_for(std::size_t goroutine) { entries.push_back({goroutine, true}); }
 
-  // The most turns that any other goroutine had from an entry of that kind until the turn of its
-  // goroutine. What one goroutine did in a row is one turn.
+  // The most turns that any other goroutine had between an entry of kind `event` and the next turn
+  // of the entry's goroutine. Successive runs of one goroutine are one turn.
   int most_turns_before(bool event, std::size_t first, std::size_t end) const {
     int most = 0;
     for (std::size_t i = 0; i < entries.size(); ++i) {
@@ -126,7 +126,7 @@ struct Log {
 
 // ---- Helpers: goroutines that are left.
 
-// Is in a coroutine's frame, and notes what is true as the frame is destroyed.
+// Lives in a coroutine's frame, and records the state at the frame's destruction.
 struct Leftovers {
   std::atomic<int> alive = 0;
   Event job_ended;
@@ -174,7 +174,7 @@ Task<> start_another(const Event& end) {
 }  // namespace
 
 // ---- Work-conserving: a goroutine is ready and a worker is free, so it runs. None of these
-// looks at a clock, but for the limit at which it gives up.
+// looks at a clock, except to give up.
 
 TEST_CASE(
     "two-ready-in-one-poll: one poll makes two goroutines ready: two workers run them at once") {
@@ -234,8 +234,8 @@ TEST_CASE("watch: one goroutine computes for long: an idle worker serves the nex
 TEST_CASE(
     "no-watch: one goroutine computes for long, and no watch runs: the next event has to wait") {
   holds([] {
-    // What keeps the promise above is the watch. (Not each time: a sleeper that was just woken
-    // serves the event too.)
+    // The watch keeps the promise above. (Without it, a sleeper that was just woken may still
+    // serve the event.)
     bool served = true;
     for (int i = 0; i < 10 && served; ++i) served = second_is_served(1h, 20ms, 300ms);
     CHECK_FALSE(served);
@@ -351,7 +351,7 @@ TEST_CASE(
     read_size = kBuffer;
     CHECK(log.most_turns_before(true, kFlooded, kAll) <= 2);  // from its event to its turn
     CHECK(log.most_turns_before(false, 0, kFlooded) <= 2);    // between two turns
-    CHECK(log.most_turns_before(true, kFlooded, kAll) > 0);   // they did run side by side
+    CHECK(log.most_turns_before(true, kFlooded, kAll) > 0);   // they ran side by side
     CHECK(log.most_turns_before(false, 0, kFlooded) > 0);
   });
 }
@@ -382,8 +382,8 @@ TEST_CASE(
 TEST_CASE(
     "fair-compute: goroutines compute and yield: a connection is served within 40 of their turns") {
   holds([] {
-    // Counted in turns of a millisecond, of which two workers do two at a time: what else
-    // the machine does meanwhile delays these too.
+    // Counted in turns of a millisecond, two at a time on two workers: other load on the
+    // machine delays the turns too.
     std::vector<int> delays;
     run(2, [&](Scheduler& scheduler) -> Task<> {
       Pair pair = tcp_pair(scheduler);
@@ -486,7 +486,7 @@ TEST_CASE(
           go(sleep_for_ever(InFrame(leftovers)));
           go(call_sleep_for_ever(leftovers, InFrame(leftovers)));
           go(yield_for_ever(InFrame(leftovers)));
-          go(run_job(job, InFrame(leftovers)));  // the pool has one thread: two do not begin
+          go(run_job(job, InFrame(leftovers)));  // the pool has one thread: two jobs wait
         }
         while (jobs < 1) co_await sleep_for(1ms);
         co_await yield();
@@ -516,7 +516,7 @@ TEST_CASE(
   holds([] {
     if (kSanitized) skip("a sanitizer needs more address space than the test allows");
     const Child child = in_child([] {
-      const rlimit limit{1u << 30, 1u << 30};  // fewer stacks than workers
+      const rlimit limit{1u << 30, 1u << 30};  // too small for the workers' stacks
       if (::setrlimit(RLIMIT_AS, &limit) != 0) ::_exit(1);
       Leftovers leftovers;
       try {

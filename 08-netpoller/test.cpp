@@ -1,4 +1,4 @@
-// 08-netpoller: what is special about this chapter. The rest of what the server is held to is in
+// 08-netpoller: what is special about this chapter. The server's other tests are in
 // common/testing/chapter_test.cpp: the battery with ten thousand clients on two workers, shutdown,
 // idle timeout, order and slow handlers.
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace {
 
-// With more flags, and so many workers.
+// With `workers` workers, and more flags.
 Command server_with(const char* workers, const std::vector<std::string>& flags = {}) {
   return Command{.argv = {SERVER, "--workers", workers}, .environment = {}}.with(flags);
 }
@@ -42,7 +42,7 @@ TEST_CASE("stop-out-of-memory: SIGTERM, out of memory: the server ends") {
 
 TEST_CASE("stop-backlog: SIGTERM, clients in the backlog: they are served") {
   holds([] {
-    // When the server continues, the clients and the signal have come. The last client's
+    // When the server continues, the clients and the signal have arrived. The last client's
     // request is a slow one.
     ServerProcess server(server_with("1", {"--work", "1s"}));
     server.freeze();

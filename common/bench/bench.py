@@ -297,7 +297,7 @@ def times_floor(results, name, size):
 
 
 def costs(results, name, size):
-    """What servers are compared by: multiples of the floor's cost, or microseconds without a floor."""
+    """The figure that ranks servers: multiples of the floor's cost, or microseconds without one."""
     if results.get("closed", "floor", size):
         return multiples(results, name, size)
     return values(holders(results, name, size), "cpu_us")

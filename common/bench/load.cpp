@@ -55,7 +55,7 @@ class Worker final : public Clients {
       if (is_quick(c)) ++quick_;
       if (!is_idle(c)) continue;
       ++result_.idle_held;
-      waiter_.remove(c.socket, index_of(c));  // poll would look at each of them
+      waiter_.remove(c.socket, index_of(c));  // poll would check each of them
     }
     result_.held = quick_;
     sent_at_.resize(connections_.size() * plan_.depth);
@@ -94,7 +94,7 @@ class Worker final : public Clients {
     }
     if (plan_.rate == 0) return;
     for (auto due = due_at(next_due_); due < schedule.end; due = due_at(++next_due_)) {
-      if (schedule.measures(due)) result_.lateness.record(to_ns(now - due));  // and never sent
+      if (schedule.measures(due)) result_.lateness.record(to_ns(now - due));  // never sent
       give_up(due, now);
     }
   }
@@ -104,7 +104,7 @@ class Worker final : public Clients {
     for (Connection& c : connections_) {
       if (is_idle(c)) receive(c);  // has the server closed it, or sent anything?
     }
-    // Where all ports are of one address, TIME_WAIT would keep them from the next run.
+    // With one source address, TIME_WAIT would leave the next run too few ports.
     close_all(!source_for(server_, 0));
     return result_;
   }
@@ -121,7 +121,7 @@ class Worker final : public Clients {
 
   std::size_t chunk() override { return 64 * 1024; }
 
-  // '#' means slow work: slow connections send nothing else, the others never send it.
+  // '#' means slow work. Slow connections send nothing else; the others never send it.
   void fill(const Connection& c, std::uint64_t offset, std::span<char> out) override {
     if (is_slow(c)) return std::fill(out.begin(), out.end(), '#');
     Clients::fill(c, offset, out);
@@ -279,7 +279,7 @@ double LoadResult::requests_per_second() const {
 std::string LoadResult::bottleneck() const {
   constexpr double kBusy = 0.9;
   constexpr std::uint64_t kLate = 1'000'000;  // ns
-  // A lateness that is a small part of the latency does not decide it.
+  // Lateness that is small beside the latency does not matter.
   const std::uint64_t late = lateness.quantile(0.99);
   if (late > kLate && late > latency.quantile(0.99) / 4) {
     return fmt::format(
@@ -297,7 +297,7 @@ std::string LoadResult::bottleneck() const {
 LoadResult run_load(const Address& server, const LoadPlan& plan) {
   ignore_sigpipe();
   const std::size_t all = plan.clients + plan.idle + plan.slow;
-  const std::size_t need = all + 50;  // the program itself needs some
+  const std::size_t need = all + 50;  // this program needs some itself
   if (const std::size_t limit = raise_descriptor_limit(); limit < need) {
     throw StartupError(
         fmt::format("{} connections need {} descriptors, and the limit is {}", all, need, limit));

@@ -40,7 +40,7 @@ struct LoadPlan {
   std::size_t rate = 0;     // messages a second on all connections; 0: closed loop
   std::chrono::milliseconds warmup{1000};
   std::chrono::milliseconds duration{5000};
-  // While connecting: after so long without a byte, the unserved connections are given up.
+  // While connecting: after this time without a byte, unserved connections are given up.
   std::chrono::milliseconds give_up{2000};
   std::uint64_t seed = 1;  // decides the bytes that are sent
 
@@ -68,10 +68,10 @@ struct LoadResult {
   std::uint64_t slow_answered = 0;     // answers to slow connections
   std::uint64_t mismatched_bytes = 0;  // bytes that came back changed
   double seconds = 0;                  // from begin to end
-  Histogram latency;                   // of measured messages, in ns; for an unanswered one, so far
+  Histogram latency;                   // of measured messages, in ns (unanswered: until given up)
   Histogram lateness;  // open loop: from when a message was due until it was sent, in ns
 
-  double cpu_share = 0;  // of one core, 0 to 1: the generator's busiest thread, with the warm-up
+  double cpu_share = 0;  // share of a core, 0 to 1, of the busiest thread, with the warm-up
 
   double requests_per_second() const;
   // Why the figures are the generator's limit and not the server's. Empty if they are not.

@@ -29,7 +29,7 @@ struct Contender {
   std::string model;
   std::vector<std::string> argv;  // from the build folder
   std::string limit = {};         // why it may not hold all connections
-  std::string out = {};           // why it does not run, or no longer; otherwise empty
+  std::string out = {};           // why it does not run, or stopped; otherwise empty
   std::vector<std::string> environment = {};
 };
 

@@ -25,8 +25,8 @@ const Command kSound{.argv = {BROKEN_SERVER}, .environment = {}};  // without --
 constexpr double kMs = 1e6;  // in ns
 double ms(std::uint64_t ns) { return static_cast<double>(ns) / kMs; }
 
-// Takes so many connections, each with a thread that answers `delay` after it was asked,
-// and says so `times`.
+// Takes `connections` connections, each with a thread that answers a request `delay`
+// later, and does so `times` times.
 class DelayedEcho {
  public:
   DelayedEcho(std::size_t connections, milliseconds delay, int times = 1)
@@ -70,7 +70,7 @@ LoadResult load_with_a_stall(LoadPlan plan) {
   plan.duration = 3s;
   plan.on_moment = [&](Moment moment) {
     if (moment != Moment::begin) return;
-    std::this_thread::sleep_for(200ms);  // so that what it stops is among the measured
+    std::this_thread::sleep_for(200ms);  // so that the messages it delays are measured
     server.freeze();
     std::this_thread::sleep_for(1s);
     server.thaw();
@@ -107,7 +107,7 @@ TEST_CASE(
     Histogram histogram;
     std::vector<std::uint64_t> values;
     for (int i = 0; i < 20'000; ++i) {
-      // As many values of each order of magnitude.
+      // Spreads them evenly over orders of magnitude.
       const double power = std::uniform_real_distribution<>(0, largest)(random);
       values.push_back(static_cast<std::uint64_t>(std::min(std::exp2(power), 1.8e19)) - 1);
       histogram.record(values.back());
@@ -156,7 +156,7 @@ TEST_CASE("latency-p50: a server that answers after 20 ms: a p50 of 20 ms in bot
   CHECK(result.unanswered == 0);
   CHECK(result.mismatched_bytes == 0);
   CHECK(result.held == plan.clients);
-  if (plan.rate == 0) CHECK(result.bottleneck() == "");  // it waited nearly all of the time
+  if (plan.rate == 0) CHECK(result.bottleneck() == "");  // the generator mostly waited
 }
 
 TEST_CASE("depth: a depth of eight: eight messages are under way on a connection") {
@@ -196,7 +196,7 @@ TEST_CASE(
     "it") {
   const LoadResult result = load_with_a_stall({});
   CHECK(ms(result.latency.quantile(0.99)) < 300);
-  CHECK(ms(result.latency.max()) > 900);  // only this one does
+  CHECK(ms(result.latency.max()) > 900);  // only this shows it
 }
 
 TEST_CASE("changed-bytes: bytes come back changed: they are counted") {
@@ -206,7 +206,7 @@ TEST_CASE("changed-bytes: bytes come back changed: they are counted") {
     ServerProcess server(kSound.with({"--fault", fault}));
     const LoadResult result = run_load(server.address(), plan);
     CHECK(result.mismatched_bytes > 0);
-    plan.rate = 2000;  // the second loses bytes: only more of them show that
+    plan.rate = 2000;  // the second fault loses bytes: only later bytes show it
   }
 }
 
@@ -214,7 +214,7 @@ TEST_CASE(
     "answered-twice: an answer comes twice: the connection ends, the bytes count as changed") {
   const DelayedEcho server(3, 20ms, 2);
   const LoadResult result = run_load(server.address(), short_plan(3));
-  CHECK(result.mismatched_bytes >= 3 * 60);  // of 64: a few are the right ones by chance
+  CHECK(result.mismatched_bytes >= 3 * 60);  // of 64: a few are right by chance
   CHECK(result.refused + result.broken == 3);
   CHECK(result.first_problem == "more came back than was sent");
 }
@@ -245,7 +245,7 @@ TEST_CASE("refused-unserved: connections are refused, or not served: they are co
     const Fd listener = listen_on(resolve("127.0.0.1", 0));
     nobody = local_address(listener);
     const LoadResult unserved = run_load(nobody, short_plan(9));
-    CHECK(unserved.unserved == 9);  // the kernel connects them, and no one reads
+    CHECK(unserved.unserved == 9);  // the kernel connects them; no program reads
     CHECK(unserved.held == 0);
   }
   const LoadResult refused = run_load(nobody, short_plan(9));
@@ -275,7 +275,7 @@ TEST_CASE("no-time-wait: all clients have one address: no connection is left in 
     } catch (const StartupError& none) {
       skip("no IPv6 here: {}", none.what());
     }
-    ServerProcess server(kSound.with({"--host", "::1"}));  // there is one such address
+    ServerProcess server(kSound.with({"--host", "::1"}));  // IPv6 has one loopback address
     const LoadResult result = run_load(server.address(), short_plan(20));
     CHECK(result.held == 20);
     const std::string text = to_text(server.address());
@@ -300,7 +300,7 @@ TEST_CASE(
   const LoadResult result = run_load(server.address(), plan);
   CHECK(result.broken == 10);
   CHECK(result.idle_lost == 5);
-  CHECK(result.unanswered > 400);  // of 500: a broken connection is not spared its messages
+  CHECK(result.unanswered > 400);  // of 500: messages due on a broken connection count
   CHECK(result.first_problem != "");
 }
 
@@ -324,7 +324,7 @@ TEST_CASE("idle-connections: idle connections: they are held, and send nothing")
 TEST_CASE("generator-late: a rate that is too high: the generator reports that it fell behind") {
   ServerProcess server(kSound);
   LoadPlan plan = short_plan(10);
-  plan.rate = 20'000'000;  // nobody can
+  plan.rate = 20'000'000;  // unattainable
   const LoadResult result = run_load(server.address(), plan);
   CHECK(result.bottleneck().find("fell behind") != std::string::npos);
 }
@@ -342,7 +342,7 @@ TEST_CASE("bottleneck: the generator is busy or late: it is reported as the bott
   CHECK(late.bottleneck() == "");
   late.lateness.record(2'000'000);
   CHECK(late.bottleneck().find("fell behind") != std::string::npos);
-  late.latency.record(1'000'000'000);  // 2 ms of a second are not what it is about
+  late.latency.record(1'000'000'000);  // 2 ms late of a second do not matter
   CHECK(late.bottleneck() == "");
 }
 
@@ -376,8 +376,8 @@ TEST_CASE("slow-requests: slow requests: not measured themselves, but their effe
   CHECK(beside.mismatched_bytes == 0);
   CHECK(ms(beside.latency.quantile(0.9)) < 100);
 
-  // A request that comes while it works waits for the rest of the 200 ms: half of them, in
-  // the median.
+  // A request that comes during slow work waits for the rest of the 200 ms: half of them,
+  // in the median.
   ServerProcess blocked(works.with({"--fault", "works-in-the-loop"}));
   CHECK(ms(run_load(blocked.address(), plan).latency.quantile(0.9)) > 100);
 }
@@ -394,7 +394,7 @@ TEST_CASE("slow-clients-only: a server with --work: only the slow clients ask fo
 TEST_CASE("measure-server: a measurement: it has the server's CPU time, threads and memory") {
   holds([] {
     LoadPlan plan = short_plan(50);
-    plan.warmup = 1s;  // longer than the rest: it must not be counted with it
+    plan.warmup = 1s;  // longer than the rest, and must not be counted
     const Measurement m = measure(kSound, plan);
     CHECK(m.load.held == 50);
     CHECK(m.load.cpu_share > 0.01);
@@ -408,7 +408,7 @@ TEST_CASE("measure-server: a measurement: it has the server's CPU time, threads 
     CHECK(m.resident > 100'000);
     CHECK(m.system_share > 0.3);
     CHECK(m.system_share <= 1);
-    // With one message under way the server falls asleep after nearly every one.
+    // With one message under way the server sleeps after nearly every message.
     const double switches = measure(kSound, short_plan(1)).switches;
     CHECK(switches > 0.2);
     CHECK(switches < 3);
@@ -420,7 +420,7 @@ TEST_CASE("measure-memory: memory per connection: idle connections count too") {
     if (kSanitized) skip("memory is the sanitizer's");
     LoadPlan plan = short_plan(10);
     plan.idle = 500;
-    // Its std::list costs 100 bytes or so for each, its 64 KiB of output none.
+    // Its std::list costs some 100 bytes for each, an empty output none.
     const double sound = measure(kSound, plan).kib_per_connection;
     const double leaky = measure(kSound.with({"--fault", "leaks-memory"}), plan).kib_per_connection;
     CHECK(leaky - sound > 3);  // it leaks 4 KiB a message

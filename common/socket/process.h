@@ -34,15 +34,15 @@ std::size_t raise_descriptor_limit();
 // is ignored too. Source: write(2), signal(7).
 void ignore_sigpipe();
 
-// The signals by which a server is asked to stop, SIGINT and SIGTERM, without those that its
-// parent has it ignore: a script's shell does so with SIGINT for `server &`, and Ctrl-C is
-// then not meant for it. From now on no signal is blocked: a mask is inherited too, and a
+// The signals that ask a server to stop, SIGINT and SIGTERM, without those that it inherits
+// as ignored: a script's shell ignores SIGINT for `server &`, and Ctrl-C is then not meant
+// for the server. From now on no signal is blocked: a mask is inherited too, and a
 // server whose parent had blocked these two could only be killed. Source: signal(7).
 std::vector<int> unblock_stop_signals();
 
-// Has the stop signals end the process, also as the first process of a container: with the
-// number 1 it is spared every signal that has no handler, so there it gets one, and exits
-// with 128 + the signal's number. Source: pid_namespaces(7).
+// Makes the stop signals end the process, even as process 1 of a container. The kernel spares
+// process 1 every signal without a handler, so there it gets one, and exits with 128 + the
+// signal's number. Source: pid_namespaces(7).
 void die_of_stop_signals();
 
 // Prints "listening on 127.0.0.1:8080", the one line a server has for stdout, and

@@ -446,7 +446,7 @@ TEST_CASE("options: flags and a command: the variables are set, the command is l
 }
 
 TEST_CASE("error-text: two threads ask what an errno means: each keeps its own answer") {
-  const char* mine = error_text(10'001);  // unknown: its text is made, in a buffer
+  const char* mine = error_text(10'001);  // unknown: its text is made in a buffer
   const std::string before = mine;
   std::string other;
   std::thread([&other] { other = error_text(10'002); }).join();

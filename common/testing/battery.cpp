@@ -70,7 +70,7 @@ std::uint64_t seed() {
 void with_server(const Command& command, const std::function<void(ServerProcess&)>& attack) {
   ServerProcess server(command);
   const auto fate = [&server] {
-    // A server that crashed under the last blow may need a moment to be dead.
+    // A server that the attack crashed may need a moment to end.
     const auto exit = server.wait_for_exit(100ms);
     return fmt::format("the server: {}; its stderr: \"{}\"", exit ? exit->text() : "running",
                        server.errors());
@@ -145,9 +145,9 @@ void half_close_slow_reader(const Subject& subject) {
     Client client(server.address());
     std::string data(16 << 20, '\0');
     fill_pattern(seed(), 0, data);
-    // Until the queues are full both ways. A pause alone does not say so: the server may be
-    // held up, and would then never have to wait for this client. A reply to another one says
-    // that it has had its turn.
+    // Until the queues are full both ways. A pause alone does not show that: a server that is
+    // held up would then never have to wait for this client. A reply to another client shows
+    // that the server has had its turn.
     std::size_t sent = 0;
     for (std::size_t went = 1; went > 0; sent += went) {
       went = client.send_what_fits(std::string_view(data).substr(sent));
@@ -178,7 +178,7 @@ void isolation(const Subject& subject) {
   with_server(subject.command, [](ServerProcess& server) {
     Client early(server.address(), 2s);
     early.echo("hello");
-    // More than a server is likely to have threads to get stuck in, unless one for each.
+    // More clients than a server is likely to have threads, unless it has one for each.
     std::vector<std::unique_ptr<Client>> stuck;
     const std::string data(16 << 20, 'x');
     for (int i = 0; i < 32; ++i) {

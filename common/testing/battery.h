@@ -6,8 +6,8 @@
 // knows nothing of how the server is made: `./tour check` runs the same functions
 // against any server in any language.
 //
-// Beside each: the mistake of one line that it is there to catch. broken_server.cpp
-// has them all, and test.cpp sees each of them caught.
+// Beside each is the one-line mistake that it must catch. broken_server.cpp makes
+// them all, and test.cpp checks that each is caught.
 #pragma once
 
 #include <cstddef>
@@ -22,11 +22,11 @@
 // A server under test.
 struct Subject {
   Command command;
-  // How many it serves at once; 1 is a server that serves one after the other, for
-  // which the checks that need a second client at the same time skip that part.
+  // How many it serves at once. With 1, a server that serves one after the other, the
+  // checks skip the parts that need a second client at the same time.
   std::size_t clients = 1000;
-  // false: the server relies on a short read having taken everything (epoll(7)), so no
-  // fault may shorten its reads.
+  // If false, no fault may shorten its reads: the server relies on a short read having
+  // taken everything (epoll(7)).
   bool short_reads = true;
 };
 
@@ -46,58 +46,58 @@ void back_pressure(const Subject&);           // reads on while the output canno
 void idle(const Subject&);                    // leaves write interest armed, or polls
 
 // Faults (battery_faults.cpp).
-void reset(const Subject&);                  // exits on an error that is only a client's
+void reset(const Subject&);                  // exits on one client's error
 void close_without_reading(const Subject&);  // lets SIGPIPE kill it
 void churn(const Subject&);                  // forgets to close, or to free
 void out_of_descriptors(const Subject&);     // accepts again at once: spins
-void gone_before_accepted(const Subject&);   // accepts on and on, and closes none
+void gone_before_accepted(const Subject&);   // keeps accepting, and closes none
 void aborted_accepts(const Subject&);        // pauses, or exits, for a connection that died
-void interrupted_calls(const Subject&);      // takes EINTR for an error
-void short_writes(const Subject&);           // takes one write for all of it
-void random_errors(const Subject&);          // dies of an errno it does not know
-void out_of_memory(const Subject&);          // dies of an allocation that fails
+void interrupted_calls(const Subject&);      // treats EINTR as an error
+void short_writes(const Subject&);           // assumes that one write takes all
+void random_errors(const Subject&);          // dies on an unknown errno
+void out_of_memory(const Subject&);          // dies when an allocation fails
 
 // The process (battery_process.cpp).
 void misuse(const Subject&);               // reads "banana" as port 0
-void port_in_use(const Subject&);          // says it on stdout, or with exit code 0
-void stop_idle(const Subject&);            // ignores SIGTERM while someone is connected
-void stop_busy(const Subject&);            // closes at SIGTERM what is not flushed
+void port_in_use(const Subject&);          // reports it on stdout, or exits with 0
+void stop_idle(const Subject&);            // ignores SIGTERM while clients are connected
+void stop_busy(const Subject&);            // drops unflushed output at SIGTERM
 void stop_stuck(const Subject&);           // waits for ever for a client to read
-void stop_unacknowledged(const Subject&);  // takes what is written for what is received
-void stop_asked_again(const Subject&);     // has a signal's handler use what is gone
+void stop_unacknowledged(const Subject&);  // treats what is written as received
+void stop_asked_again(const Subject&);     // lets a signal handler use what is gone
 void idle_timeout(const Subject&);         // starts no timer, or never starts it again
 void slow_handler(const Subject&);         // does the slow work where it stalls the rest
 void order(const Subject&);                // lets a quick request overtake a slow one
 
 // The start, and a stop that the start decides (battery_start.cpp).
 void signals_blocked(const Subject&);    // keeps the mask that it inherits
-void interrupt_ignored(const Subject&);  // handles a signal that its parent has it ignore
+void interrupt_ignored(const Subject&);  // handles a signal that it inherits as ignored
 void process_one(const Subject&);        // relies on a signal's default action
 void keep_alive(const Subject&);         // keeps a connection whose peer has vanished
-void stop_blocked(const Subject&);       // dies of a second signal, or has no way out
+void stop_blocked(const Subject&);       // dies on a second signal, or never ends
 
 // Stopping and silence, with clients that make it hard (battery_stop.cpp).
-void idle_slow_reader(const Subject&);           // waits for POLLOUT, which takes long to come
-void idle_left(const Subject&);                  // leaves the timer of a closed connection
-void stop_door(const Subject&);                  // listens on while it serves the last ones
+void idle_slow_reader(const Subject&);           // waits for POLLOUT, which comes late
+void idle_left(const Subject&);                  // leaves a closed connection's timer running
+void stop_door(const Subject&);                  // keeps listening while it serves the last
 void stop_short_of_descriptors(const Subject&);  // closes the listener on clients in the backlog
 void stop_flood(const Subject&);                 // accepts until the backlog is empty, however long
-void stop_stalls(const Subject&);                // takes two events of a timer for a whole period
+void stop_stalls(const Subject&);                // counts two events of a timer as a period
 
 struct Named {
   const char* id;  // for --only, and for whatever refers to a behaviour: it never changes
   const char* title;
   Behaviour run;
-  const char* flags;  // the server's flag it needs ("--work"), or ""
+  const char* flags;  // the flag that it needs ("--work"), or ""
 };
 const std::vector<Named>& all();
 
 // Starts the subject's server, lets `attack` at it, and checks that it is alive and
-// well after that. A Failure says too what became of the server.
+// well after that. A Failure also says what became of the server.
 void with_server(const Command& command, const std::function<void(ServerProcess&)>& attack);
 
 // The delays in ms, sorted, of 200 quick requests while one client's request keeps
-// the server at work for 300 ms; slow_handler asks of them what 07 and 08 promise.
+// the server at work for 300 ms; slow_handler compares them with what 07 and 08 promise.
 std::vector<double> delays_beside_a_slow_request(const Subject& subject);
 
 // The faults that short_writes and random_errors inject into the subject's calls, as

@@ -17,7 +17,7 @@
 namespace battery {
 namespace {
 
-constexpr int kClientsOutside = 120;  // of a server with 40 descriptors
+constexpr int kClientsOutside = 120;  // against a server with 40 descriptors
 
 // A conversation of many clients, in which every byte must be right.
 void expect_clean_traffic(const Subject& subject, ServerProcess& server) {
@@ -31,7 +31,7 @@ std::size_t lines_in(const std::string& text) {
   return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
 }
 
-// Those of `clients` that hear something, until no one new does for half a second.
+// The `clients` that have been served, once half a second brings no more.
 std::vector<std::size_t> who_is_served(const std::vector<std::unique_ptr<Client>>& clients) {
   std::vector<std::size_t> served;
   std::vector<bool> counted(clients.size(), false);
@@ -48,16 +48,16 @@ std::vector<std::size_t> who_is_served(const std::vector<std::unique_ptr<Client>
   return served;
 }
 
-// A client sends `size` bytes and reads none. Then more bytes and its end arrive while
-// what the server has pending can go on. For some of the sizes there is something
-// pending, and not so much that the server has stopped reading.
+// A client sends `size` bytes and reads none. Then more bytes and its FIN arrive while
+// the server's pending bytes can leave. For some sizes there are pending bytes, but not
+// so many that the server has stopped reading.
 void expect_pending_in_order(ServerProcess& server, std::size_t size) {
   std::string data(size + 1'000, '\0');
   fill_pattern(battery::seed(), 0, data);
   Client client(server.address());
   std::size_t sent = client.send_what_fits({data.data(), size}, 50ms);
   client.hears_within(patience);
-  std::this_thread::sleep_for(20ms);  // until nothing moves; too short, and less is tried
+  std::this_thread::sleep_for(20ms);  // until nothing moves; if too short, less is tried
   server.freeze();
   std::string back = client.receive(4 << 10);
   sent += client.send_what_fits({data.data() + sent, 1'000}, 50ms);
@@ -104,8 +104,8 @@ void close_without_reading(const Subject& subject) {
     for (int i = 0; i < 20; ++i) Client(server.address()).send_what_fits(data, 20ms);
     Client(server.address()).echo("still there?");
 
-    // The same, but the last byte and the FIN arrive before the server reads the first.
-    // Then its first write succeeds, and is answered by RST; the second raises SIGPIPE.
+    // The same, but the last byte and the FIN arrive before the server reads at all.
+    // Its first write then succeeds, and is answered by RST; the second raises SIGPIPE.
     for (int i = 0; i < 5; ++i) {
       Client client(server.address());
       for (int warm_up = 0; warm_up < 4; ++warm_up) client.echo(data);  // the receive window grows
@@ -133,8 +133,8 @@ void churn(const Subject& subject) {
     come_and_go();  // its pools and caches are warm
     if (!wait_until(patience, settled)) fail("the number of descriptors does not settle");
 
-    // Memory moves for many reasons (a collector, an arena), a leak goes only one way:
-    // it takes more with every batch. 512 KiB are 105 bytes a client.
+    // Memory use varies for many reasons (a collector, an arena). A leak only grows,
+    // with every batch. 512 KiB are 105 bytes a client.
     for (int batch = 0; batch < 5; ++batch) {
       before = after;
       come_and_go();
@@ -178,7 +178,7 @@ void out_of_descriptors(const Subject& subject) {
       clients[i]->echo("still served");
     }
 
-    // Those inside leave, group by group, until all have had their turn.
+    // The served leave, group by group, until all have had their turn.
     std::size_t turns = served.size();
     while (turns < kClientsOutside) {
       std::sort(served.rbegin(), served.rend());
@@ -218,7 +218,7 @@ void gone_before_accepted(const Subject& subject) {
 
 void aborted_accepts(const Subject& subject) {
   // The first ten accepts fail. A server that took that for a shortage, and paused for
-  // 5 ms doubling each time, would be late by 4 s.
+  // 5 ms doubling each time, would be 4 s late.
   const Command command =
       under_strace(subject.command, {"accept,accept4:error=ECONNABORTED:when=1..10"});
   with_server(command, [](ServerProcess& server) {
@@ -231,8 +231,8 @@ void aborted_accepts(const Subject& subject) {
 }
 
 void interrupted_calls(const Subject& subject) {
-  // Stopping and continuing a process interrupts what it waits in (signal(7)); SIGURG
-  // is ignored unless the program, as Go's runtime, has a use for it.
+  // Stopping and continuing a process interrupts its waiting call (signal(7)); SIGURG
+  // is ignored unless the program uses it, as Go's runtime does.
   with_server(subject.command, [&](ServerProcess& server) {
     std::atomic<bool> over = false;
     std::thread storm([&] {
@@ -267,7 +267,7 @@ std::vector<std::string> short_transfer_faults(const Subject& subject) {
 
 void short_writes(const Subject& subject) {
   std::string skipped;
-  // Under a sanitizer the first part is all there is, and that is known.
+  // Under a sanitizer only the first part runs; that is not a skip.
   const auto unless_skipped = [&](const std::function<void()>& part) {
     try {
       part();
@@ -303,8 +303,8 @@ void short_writes(const Subject& subject) {
 
 namespace {
 
-// Its clients lose at most their connection, and the server nothing. An error while it
-// starts may end it, in one of these ways; then it is started again.
+// A client loses at most its connection, and the server runs on. An error at its start
+// may end it, by one of `failed_starts`; then it is started again.
 void expect_single_ends(const Subject& subject, const Command& faulty,
                         const std::vector<std::string>& failed_starts) {
   constexpr int kAttempts = 500;

@@ -112,8 +112,8 @@ void stop_unacknowledged(const Subject& subject) {
   client.hears_within(patience);
   server.signal(SIGTERM);
   // All of it is written, and most is not received. A server that closes now loses nothing
-  // as long as the client is silent: the kernel sends the rest. The client's next word is
-  // answered by the kernel with a reset, in place of the rest.
+  // as long as the client is silent: the kernel sends the rest. But the kernel answers the
+  // client's next bytes with a reset, in place of the rest.
   if (server.wait_for_exit(1s)) {
     fail("gone 1 s after SIGTERM, though the client has yet to receive; stderr: \"{}\"",
          server.errors());
@@ -125,7 +125,7 @@ void stop_unacknowledged(const Subject& subject) {
 }
 
 void stop_asked_again(const Subject& subject) {
-  // Each close takes 50 ms: signals come, too, while the server takes itself apart.
+  // Each close takes 50 ms, so signals also arrive while the server shuts down.
   ServerProcess server(under_strace(subject.command, {"close:delay_exit=50000"}));
   Client(server.address()).echo("hello");
   const auto start = Clock::now();
@@ -202,7 +202,7 @@ void order(const Subject& subject) {
           i % 2 == 0 ? fmt::format("#slow {} ", i) : fmt::format("quick {} ", i);
       client.send(request);
       sent += request;
-      // A pause, so that each is likely to be a read of its own; right without it too.
+      // Makes each likely to be a read of its own; the check holds without it too.
       std::this_thread::sleep_for(5ms);
     }
     const std::string back = client.receive(sent.size());

@@ -1,4 +1,4 @@
-// What a server makes of the way it was started, and of being asked to stop: see battery.h.
+// How a server handles the way it was started, and requests to stop: see battery.h.
 #include <sys/types.h>
 
 #include <cctype>
@@ -14,8 +14,8 @@
 namespace battery {
 namespace {
 
-// Fails unless the server ends within `limit`: with exit code 0, or of the signal, or, if
-// `as_a_shell`, with the exit code by which a shell reports such a death.
+// Fails unless the server ends within `limit`, with exit code 0 or by the signal. With
+// `as_a_shell`, an exit code reports the signal, as in a shell.
 void expect_end(ServerProcess& server, int signal, milliseconds limit, bool as_a_shell = false) {
   const auto start = Clock::now();
   const auto exit = server.wait_for_exit(limit);
@@ -27,7 +27,7 @@ void expect_end(ServerProcess& server, int signal, milliseconds limit, bool as_a
     fail("{} after signal {}; stderr: \"{}\"", exit->text(), signal, server.errors());
 }
 
-// The one process that this one has started.
+// The only child of `parent`.
 pid_t child_of(pid_t parent) {
   pid_t child = 0;
   std::ifstream(fmt::format("/proc/{0}/task/{0}/children", parent)) >> child;
@@ -86,7 +86,7 @@ void keep_alive(const Subject& subject) {
         "ss", "-tnoH", "state", "established", "sport", "=", address.substr(address.rfind(':'))};
     const std::string timer = "timer:(keepalive,";
     std::string seen;
-    // Until the reply is acknowledged the connection's timer is that of its retransmission.
+    // Until the reply is acknowledged, ss shows the timer of its retransmission.
     const bool set = wait_until(patience, [&] {
       seen = run_to_end({.argv = ss, .environment = {}}).output;
       return seen.find(timer) != std::string::npos;
@@ -110,7 +110,7 @@ void stop_blocked(const Subject& subject) {
     quick.send("quick");  // served at the latest when the slow one is done
     for (int i = 0; i < 10; ++i) {
       for (const int number : {SIGTERM, SIGINT}) server.signal(number);
-      std::this_thread::sleep_for(5ms);  // or the next one would be the same signal
+      std::this_thread::sleep_for(5ms);  // or the next signal would merge with it
     }
     for (Client* client : {&quick, &slow}) {
       const std::string back = client->receive_until_end();
@@ -124,7 +124,7 @@ void stop_blocked(const Subject& subject) {
   client.send("# blocks");
   if (client.hears_within(50ms)) fail("a request that takes 1 h was answered within 50 ms");
   for (const int number : {SIGTERM, SIGINT}) server.signal(number);
-  expect_end(server, SIGTERM, 7s);  // the grace is 5 s, and there is one more
+  expect_end(server, SIGTERM, 7s);  // the grace of 5 s, and one more
   if (server.errors().find("1 jobs are not finished") == std::string::npos)
     fail("not said that a job is not finished; stderr: \"{}\"", server.errors());
 }

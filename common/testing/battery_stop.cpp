@@ -20,7 +20,7 @@
 namespace battery {
 namespace {
 
-// Whether nobody listens there any more.
+// Whether nothing listens there any more.
 bool refuses(const Address& address) {
   try {
     const Fd socket = connect_to(address);
@@ -39,8 +39,8 @@ void expect_closed_door(const Address& address, const char* when) {
   }
 }
 
-// Sends what fits on the way there and back, and returns it. Until the client reads, the
-// server cannot be done with it.
+// Sends what the queues there and back can hold, and returns it. Until the client reads,
+// the server cannot finish.
 std::string fill_queues(Client& client) {
   std::string data(16 << 20, '\0');
   fill_pattern(seed(), 0, data);
@@ -62,7 +62,7 @@ void expect_back(Client& client, const std::string& data, std::string back = "")
 void idle_slow_reader(const Subject& subject) {
   with_server(subject.command.with({"--idle-timeout", "2s"}), [](ServerProcess& server) {
     Client client(server.address());
-    client.limit_receive_queue(32 << 10);  // so that what it reads is soon noticed
+    client.limit_receive_queue(32 << 10);  // so that its reads are soon noticed
     const std::string data = fill_queues(client);
     // More than twice the timeout, and not enough bytes for the kernel to report that there
     // is room to write: for that a third of the send queue must be free.
@@ -81,8 +81,8 @@ void idle_left(const Subject& subject) {
     Swarm early(server.address(), 50, seed());
     early.connect();
     early.leave();
-    // These have the descriptors that became free. When the timers of the early ones would
-    // be due, 1 s after they came, these have been silent for half of that.
+    // These get the descriptors that became free. When the early clients' timers would be
+    // due, 1 s after they connected, these have been silent for half of that.
     Swarm late(server.address(), 50, seed());
     late.connect();
     for (int i = 0; i < 3; ++i) {

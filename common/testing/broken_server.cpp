@@ -1,6 +1,6 @@
 // An echo server over poll(2) that passes the whole battery, and with --fault NAME
-// makes one mistake of one line: those that the battery is there to catch. It is
-// how the tester is tested. Do not learn from it; the chapters do it better.
+// makes one of the one-line mistakes that the battery must catch. It is how the tester
+// is tested. Do not learn from it; the chapters do it better.
 
 #include <poll.h>
 #include <sys/socket.h>
@@ -44,7 +44,7 @@ struct Connection {
   bool finished = false;  // the client has sent its last byte
   bool closed = false;
   Clock::time_point last_heard = Clock::now();  // a byte, in either direction
-  std::string working_on;                       // a slow request, whose reply is due at:
+  std::string working_on;                       // a slow request, with its reply due at:
   std::optional<Clock::time_point> done_at;
 };
 
@@ -121,7 +121,7 @@ void Server::run() {
     }
     const bool accepting = listener_ && Clock::now() >= accept_again_;
     if (accepting) entries_.push_back({listener_.get(), POLLIN, 0});
-    // 5 ms serve every timer here: a server to learn from would compute the next one.
+    // 5 ms serve every timer here; a better server would compute the next one.
     const bool timers = idle_ > 0ms || work_ > 0ms || grace_ends_ || !accepting;
     if (::poll(entries_.data(), static_cast<nfds_t>(entries_.size()), timers ? 5 : -1) < 0)
       continue;  // EINTR

@@ -13,7 +13,7 @@
 // The chapter's server. test.cpp of the chapter defines it.
 extern const Subject kServer;
 
-// So many clients, connected by the kernel. The server need not have accepted them.
+// `count` clients, connected by the kernel; the server need not have accepted them.
 inline std::vector<Client> connect_clients(const Address& server, std::size_t count) {
   std::vector<Client> clients;
   clients.reserve(count);

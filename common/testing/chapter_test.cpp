@@ -232,8 +232,8 @@ TEST_CASE(
     "stop-last-moment: SIGTERM, bytes come just before the connection would be closed: they are "
     "echoed") {
   holds([] {
-    // The server is held up for two seconds before it checks the socket for the last time, after
-    // which it would close it. In 03 to 07 this is the check in the second tick.
+    // The server is held up for two seconds before its last check of the socket, after which it
+    // would close the connection. In 03 to 07 this is the check in the second tick.
     ServerProcess server(
         under_strace(on_one_thread(),
                      {fmt::format("recvfrom:delay_enter=2000000:when={}", CHAPTER < 8 ? 2 : 1)}));
@@ -298,7 +298,7 @@ TEST_CASE("freed-descriptor: a client waits for a descriptor: it is served once 
       auto clients = connect_clients(server.address(), 60);
       for (Client& client : clients) client.send("hello");
       CHECK(wait_until(patience, [&] { return server.errors().starts_with("cannot accept"); }));
-      // One leaves and the next is accepted, ten times: not each time after the next tick.
+      // Ten times one leaves, and the next is accepted without waiting for a tick.
       std::size_t next = 0;
       while (clients[next].hears_within(100ms)) ++next;
       const auto start = Clock::now();
@@ -325,7 +325,7 @@ TEST_CASE("output-gone: a connection whose output has left: no CPU is used") {
 
 TEST_CASE("out-of-files: out of files in the whole system: accepting goes on after that") {
   holds([] {
-    // ENFILE: the whole system is out of files. No connection of this server ends that.
+    // ENFILE: the whole system is out of files. Closing connections here does not end that.
     ServerProcess server(under_strace(kServer.command, {"accept4:error=ENFILE:when=1"}));
     Client client(server.address());
     client.echo("hello");
@@ -341,10 +341,10 @@ TEST_CASE("flood: a client sends without end: the others are served in between")
     Client other(server.address());
     flood.echo("first");
     other.echo("second");
-    std::this_thread::sleep_for(50ms);  // until the server waits; if it does not, this asks less
+    std::this_thread::sleep_for(50ms);  // until the server waits; if too short, less is tried
     server.freeze();
     const std::size_t sent = flood.send_what_fits(std::string(16 << 20, 'x'));
-    REQUIRE(sent > 1'000'000);  // many reads' worth of bytes are waiting
+    REQUIRE(sent > 1'000'000);  // bytes for many reads are waiting
     other.send("me too");
     server.thaw();
     CHECK(other.receive(6) == "me too");
@@ -386,7 +386,7 @@ TEST_CASE(
     Client second(server.address());  // one batch: the end of the first, and the second
     server.thaw();
     second.echo("hello");
-    std::vector<std::string> descriptors;  // that accept returned
+    std::vector<std::string> descriptors;  // returned by accept
     for (const std::string& line : log.lines()) {
       const std::size_t equals = line.rfind("= ");
       if (line.starts_with("accept4(") && line[equals + 2] != '-')
@@ -543,7 +543,7 @@ TEST_CASE("stop-endless-work: SIGTERM, slow work does not end: the server ends w
 
 TEST_CASE("no-worker-thread: a worker that cannot be started: a one-line startup error") {
   holds([] {
-    // The third of three. In 08 the main thread is the first.
+    // The third worker. In 08 the main thread is the first.
     const Command command =
         under_strace(kServer.command.with({"--workers", "3", "--port", "0"}),
                      {fmt::format("?clone,?clone3:error=EAGAIN:when={}", CHAPTER == 7 ? 3 : 2)});

@@ -62,7 +62,7 @@ Result attempt(const battery::Named& behaviour, const Subject& subject) {
   }
 }
 
-// The same in a process of its own, whose exit code is the outcome. The reason comes
+// Attempts it in a process of its own, whose exit code is the outcome. The reason comes
 // through a pipe, which holds 4 KiB and more: Failure and Skipped are cut to that.
 Result attempt_apart(const battery::Named& behaviour, const Subject& subject) {
   std::array<int, 2> ends;
@@ -104,7 +104,7 @@ std::string quoted(const std::string& text) {
   return json + '"';
 }
 
-// The behaviours to run: all, or those that are named by their id or, as before ids, title.
+// The behaviours to run: all, or those named by id (or by title, as before there were ids).
 std::vector<battery::Named> choose(const std::vector<std::string>& only) {
   const auto& all = battery::all();
   std::vector<battery::Named> chosen = only.empty() ? all : std::vector<battery::Named>();

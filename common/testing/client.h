@@ -1,5 +1,5 @@
-// One client, for checks that say what happens step by step. Nothing it waits for
-// is waited for longer than its limit; what did not happen is a Failure.
+// One client, for checks that go step by step. No wait is longer than its limit;
+// what has not happened by then is a Failure.
 #pragma once
 
 #include <cstddef>
@@ -12,25 +12,25 @@
 
 class Client {
  public:
-  // Connected when it returns: by the kernel, which says nothing of `accept`.
+  // Returns when the kernel has connected it; `accept` may not have.
   explicit Client(const Address& server, milliseconds limit = patience);
 
   void send(std::string_view data);
-  std::string receive(std::size_t size);  // exactly so many bytes
+  std::string receive(std::size_t size);  // exactly `size` bytes
   std::string receive_until_end();
 
   // Sends the text and receives the same; returns how long that took, in ms.
   double echo(std::string_view text);
 
-  // Sends as much of `data` as goes without the other side reading on: until it has
-  // gone altogether, or nothing has moved for `still`. Returns how much went.
+  // Sends as much of `data` as the queues take: until all is sent, or nothing has
+  // moved for `still`. Returns how much was sent.
   std::size_t send_what_fits(std::string_view data, milliseconds still = 300ms);
 
   bool hears_within(milliseconds limit) const;  // bytes or the end have arrived
   bool is_closed_within(milliseconds limit);    // the end, or a reset, has arrived
-  void limit_receive_queue(int bytes);          // of our kernel; it takes up to twice as many
+  void limit_receive_queue(int bytes);          // in our kernel, which takes up to twice that
   void finish_sending();                        // half-close: FIN, we still read
-  void reset();                                 // RST: what is under way is thrown away
+  void reset();                                 // RST: bytes under way are thrown away
   void close() { socket_.reset(); }
 
  private:

@@ -1,5 +1,5 @@
 // Many connections to one echo server, driven by one thread. The tests' swarm and the
-// load generator (common/bench) both stand on it.
+// load generator (common/bench) both use it.
 //
 // Each connection sends a pattern of its own, and each byte that comes back is compared.
 // So a byte that is lost, repeated, changed or delivered to another client is noticed at
@@ -23,7 +23,7 @@
 void fill_pattern(std::uint64_t seed, std::size_t offset, std::span<char> out);
 
 // Where client `index` of a server on 127.0.0.0/8 connects from: one of 250 loopback
-// addresses. Nothing for other servers, and where only 127.0.0.1 exists (macOS).
+// addresses. nullopt for other servers, and where only 127.0.0.1 exists (macOS).
 std::optional<Address> source_for(const Address& server, std::size_t index);
 
 class Clients {
@@ -64,11 +64,11 @@ class Clients {
   // Disconnects all: FIN, or RST.
   void close_all(bool reset);
 
-  // How many bytes one read or write is for.
+  // The size of one read or write.
   virtual std::size_t chunk() = 0;
   // What the connection sends from `offset` on.
   virtual void fill(const Connection& c, std::uint64_t offset, std::span<char> out);
-  // So many bytes came back and have been compared.
+  // `bytes` more bytes came back and were compared.
   virtual void came(Connection&, std::size_t /*bytes*/) {}
   // The byte at c.received + offset is wrong.
   virtual void wrong(Connection& c, std::size_t offset, char expected, char came) = 0;
@@ -85,7 +85,7 @@ class Clients {
   const Address server_;
   const std::uint64_t seed_;
   std::vector<Connection> connections_;
-  std::uint64_t under_way_ = 0;  // bytes, and ends of `finishing_`, that are due
+  std::uint64_t under_way_ = 0;  // bytes, and (if `finishing_`) ends, that are due
   bool reading_ = true;
   bool finishing_ = false;      // half-close at the target, and expect the server's end
   bool one_at_a_time_ = false;  // one write for each event: the server sees the chunks

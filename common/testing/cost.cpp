@@ -17,7 +17,7 @@ namespace {
 
 // While it exists, this thread and the processes that it starts share one processor. To
 // wake a client on another processor may cost more than the message, and chance decides
-// who runs where. Source: sched_setaffinity(2). Elsewhere than on Linux it stays chance.
+// what runs where. Source: sched_setaffinity(2). Other systems leave that to chance.
 class OneProcessor {
  public:
   OneProcessor(const OneProcessor&) = delete;

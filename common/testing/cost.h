@@ -7,7 +7,7 @@
 
 #include "common/testing/server_process.h"
 
-// The middle one, or the mean of the middle two. At least one value.
+// The middle value, or the mean of the middle two. Needs a value.
 double median(std::vector<double> values);
 
 struct Costs {
@@ -21,9 +21,9 @@ struct Costs {
 Costs in_turns(std::size_t pairs, const std::function<double()>& first,
                const std::function<double()>& second);
 
-// What a message of `busy` clients costs, in microseconds, and what it costs beside
-// `idle` more that say nothing: in_turns, each time of so many messages at least, on two
-// servers of the same kind that share one processor with the clients.
+// Microseconds of CPU per message of `busy` clients, alone and beside `idle` silent ones.
+// Measured in_turns, at least `messages` each time, on two servers of the same kind that
+// share one processor with the clients.
 Costs cost_beside_idle(const Command& command, std::size_t busy, std::size_t idle,
                        std::size_t messages, std::size_t pairs);
 

@@ -23,7 +23,7 @@
 
 namespace {
 
-// The command under strace with `flags`, which writes into `path`.
+// The command under strace with `flags`; strace writes to `path`.
 Command traced(const Command& command, const std::string& path,
                const std::vector<std::string>& flags) {
   if (!is_installed("strace")) skip("strace is not installed");
@@ -33,7 +33,7 @@ Command traced(const Command& command, const std::string& path,
   std::vector<std::string> wrapper = {"strace", "-D", "-f", "-qq", "-o", path};
   wrapper.insert(wrapper.end(), flags.begin(), flags.end());
   Command wrapped = command.under(wrapper);
-  wrapped.environment.emplace_back("ASAN_OPTIONS=detect_leaks=0");  // it cannot be traced twice
+  wrapped.environment.emplace_back("ASAN_OPTIONS=detect_leaks=0");  // cannot be traced twice
   return wrapped;
 }
 
@@ -74,7 +74,7 @@ CallLog::~CallLog() {
 std::vector<std::string> CallLog::lines() const {
   std::vector<std::string> lines;
   std::ifstream file(path_);
-  // Each begins with the thread's number.
+  // Each line begins with a thread number.
   for (std::string line; std::getline(file, line);)
     lines.push_back(line.substr(std::min(line.size(), line.find_first_not_of("0123456789 "))));
   return lines;
@@ -96,7 +96,7 @@ Command under_fiu(const Command& command, const std::vector<std::string>& points
 }
 
 void need_libfiu_inside(ServerProcess& server) {
-  if (!server.running()) return;  // it is not the injection that is missing
+  if (!server.running()) return;  // the server is missing, not the injection
   std::ifstream maps(fmt::format("/proc/{}/maps", server.pid()));
   for (std::string line; std::getline(maps, line);) {
     if (line.find("fiu_posix_preload") != std::string::npos) return;

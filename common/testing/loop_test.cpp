@@ -26,7 +26,7 @@ namespace {
 
 void echo(Connection& conn) { conn.write(conn.reader().next(conn.reader().len())); }
 
-// The share of one core that this process uses in `window`: the loop, while we sleep.
+// The share of a core that this process (the loop, while we sleep) uses in `window`.
 double cpu_percent(milliseconds window) {
   const std::clock_t before = std::clock();
   std::this_thread::sleep_for(window);
@@ -65,8 +65,8 @@ TEST_CASE("post: another thread posts: the callback runs on the loop's thread wi
     const auto start = Clock::now();
     for (int i = 0; i < 20; ++i) server.run([&] { ran_on = std::this_thread::get_id(); });
     CHECK(ran_on == server.thread());
-    CHECK(ms_since(start) < 200);    // not each at a tick
-    CHECK(cpu_percent(200ms) < 10);  // and then it sleeps again
+    CHECK(ms_since(start) < 200);    // not one per tick
+    CHECK(cpu_percent(200ms) < 10);  // then the loop sleeps again
   });
 }
 
@@ -79,8 +79,8 @@ TEST_CASE("post-order: four threads post: no callback is lost, those of a thread
     bool in_order = true;
     std::vector<std::thread> threads;
     for (std::size_t t = 0; t < kThreads; ++t) {
-      // Two at a time, and the next two when these have run. So the loop is woken often, and
-      // other threads post while it wakes.
+      // Posts two, and two more when these have run. So the loop is woken often, and other
+      // threads post while it wakes.
       threads.emplace_back([&, t] {
         const auto give_up = Clock::now() + patience;
         for (int i = 0; i < kCallbacks && Clock::now() < give_up; ++i) {
@@ -163,7 +163,7 @@ TEST_CASE("timer-cancelled: a timer is cancelled: it does not run") {
       const Timer first = loop.run_after(20ms, [&] { ran = true; });
       loop.cancel(first);
       loop.cancel(first);
-      // Two are due in one turn. The first cancels both.
+      // Two timers due in one turn; the first cancels both.
       auto second = std::make_shared<std::array<Timer, 2>>();
       (*second)[0] = loop.run_after(10ms, [&loop, second] {
         loop.cancel((*second)[0]);
@@ -251,7 +251,7 @@ TEST_CASE(
     constexpr std::size_t kFull = 64 * 1024;
     LoopUnderTest server([](Connection& conn) {
       if (conn.reader().len() < kFull) return;
-      conn.write("all: ");  // and nothing has been taken yet
+      conn.write("all: ");  // nothing has been taken yet
       echo(conn);
     });
     Client client(server.address());

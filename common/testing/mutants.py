@@ -79,7 +79,7 @@ def test(chapter, name):
 
 
 def verdict(chapter, mutant):
-    """Nothing if the test sees the mistake, else why that cannot be said."""
+    """None if the test catches the mistake, else what went wrong."""
     old, new = "\n".join(mutant["old"]), "\n".join(mutant["new"])
     sources = [p for p in sorted((COPY / chapter).glob("*.*")) if p.suffix in (".cpp", ".h")
                and not p.stem.endswith("test") and p.stem != "break"]
@@ -105,7 +105,7 @@ def prepare():
     COPY.mkdir(parents=True)
     for name in run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT, check=True).stdout.splitlines():
         (COPY / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, COPY / name)  # dated now: what a mistake left in BUILD is made anew
+        shutil.copy(ROOT / name, COPY / name)  # dated now: what a mistake left in BUILD is rebuilt
     for command in (["cmake", "-S", COPY, "-B", BUILD, "-DCMAKE_BUILD_TYPE=Debug"],
                     ["cmake", "--build", BUILD, "--", "-j2"]):
         made = run(*command)

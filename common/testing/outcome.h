@@ -18,8 +18,8 @@ using namespace std::chrono_literals;
 // shorten it.)
 inline milliseconds patience = 10s;
 
-// When the check that runs must be done; a server that drips a byte now and then
-// would otherwise keep every single wait short and the check going for ever.
+// When the running check must be done. Otherwise a server that drips bytes would keep
+// every wait short, and the check going for ever.
 inline Clock::time_point check_ends = Clock::time_point::max();
 void fail_if_check_takes_too_long();
 
@@ -27,12 +27,12 @@ void fail_if_check_takes_too_long();
 // that a server wrote.
 std::string shortened(const std::string& text);
 
-// The server did not do what it must: what was seen instead.
+// The server failed the check; the text says what was seen.
 struct Failure : std::runtime_error {
   explicit Failure(const std::string& seen) : std::runtime_error(shortened(seen)) {}
 };
 
-// It cannot be tried here: why not.
+// Not possible here; the text says why.
 struct Skipped : std::runtime_error {
   explicit Skipped(const std::string& reason) : std::runtime_error(shortened(reason)) {}
 };
@@ -47,14 +47,14 @@ template <typename... Args>
   throw Skipped(fmt::format(format, std::forward<Args>(args)...));
 }
 
-// Asks every millisecond until it is true; false if that takes longer than `limit`.
+// Checks `condition` every millisecond. Returns false if it does not hold within `limit`.
 bool wait_until(milliseconds limit, const std::function<bool()>& condition);
 
 // Milliseconds since `start`, as a number to print and compare.
 double ms_since(Clock::time_point start);
 
-// What the tests, and so the servers beside them, are built with (CMake says it).
-// Memory is then the sanitizer's, and ThreadSanitizer knows at most 8,128 threads.
+// The sanitizer that tests and their servers are built with (CMake defines it). Memory
+// is then the sanitizer's, and ThreadSanitizer knows at most 8,128 threads.
 #ifdef SANITIZED_ADDRESS
 constexpr bool kAddressSanitizer = true;
 #else

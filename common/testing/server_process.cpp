@@ -132,7 +132,7 @@ std::vector<std::string> environment_with(std::vector<std::string> variables) {
   ::dup2(::open("/dev/null", O_RDONLY), STDIN_FILENO);
   ::dup2(out, STDOUT_FILENO);
   ::dup2(err, STDERR_FILENO);
-  // What our own parent left open is not the server's: its descriptors start at 3.
+  // What our parent left open is not for the server, whose descriptors start at 3.
   for (int fd = 3; fd < 1024; ++fd) ::close(fd);
   for (std::size_t i = 0; i < command.inherited; ++i) ::open("/dev/null", O_RDONLY);
   for (const int fd : command.closed_descriptors) ::close(fd);
@@ -260,7 +260,7 @@ std::string Exit::text() const {
 
 // The guard kills the server's group when the pipe to it is closed: by our destructor, or
 // by the kernel when this process ends, whatever ends it. (PR_SET_PDEATHSIG would kill the
-// server when the *thread* that started it ends, would spare its children, and is Linux's.)
+// server when the *thread* that started it ends, would spare its children, and is Linux-only.)
 ServerProcess::ServerProcess()
     : stdout_(capture_file()),
       stderr_(capture_file()),
@@ -334,7 +334,7 @@ void ServerProcess::signal(int number) {
 void ServerProcess::freeze() {
   signal(SIGSTOP);
 #ifdef __linux__
-  // It stops when it is next seen by its CPU. T: stopped; t: stopped under strace, where
+  // It stops when its CPU next sees the signal. T: stopped; t: stopped under strace, as
   // it also is for a moment at each call. Source: proc(5).
   int seen = 0;
   const bool stopped = wait_until(patience, [&] {
@@ -345,7 +345,7 @@ void ServerProcess::freeze() {
   });
   if (!stopped) fail("the server does not stop at SIGSTOP");
 #else
-  std::this_thread::sleep_for(20ms);  // no /proc to see it; if it is too short, less is tried
+  std::this_thread::sleep_for(20ms);  // no /proc to see it; if too short, less is tried
 #endif
 }
 
@@ -419,7 +419,7 @@ bool end_children() {
     for (const pid_t child : processes(By::parent, ::getpid())) ::kill(child, SIGKILL);
     pid_t reaped = 1;
     while (reaped > 0) reaped = ::waitpid(-1, nullptr, WNOHANG);
-    return reaped < 0;  // no child is left, nor a child's child: those become ours first
+    return reaped < 0;  // no child is left; grandchildren become our children first
   });
 }
 #else

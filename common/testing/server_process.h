@@ -28,9 +28,9 @@ struct Command {
   // By default no signal is blocked or ignored, whatever this process does.
   std::vector<int> blocked_signals = {};
   std::vector<int> ignored_signals = {};
-  // Of 0, 1 and 2. With stdout closed, argv needs a "{port}": there is no line to read.
+  // Any of 0, 1, 2. With stdout closed, argv needs a "{port}": there is no line to read.
   std::vector<int> closed_descriptors = {};
-  std::size_t wrapped_in = 0;  // so many arguments of argv belong to a wrapper
+  std::size_t wrapped_in = 0;  // how many arguments of argv are a wrapper's
 
   // This command with more flags, or run by another program ("strace -f …").
   Command with(const std::vector<std::string>& flags) const;
@@ -46,10 +46,10 @@ struct Exit {
 };
 Exit exit_of(int status);  // as waitpid gives it
 
-// Of the process and of those it started, from Linux's /proc and their CPU clocks.
+// Used by the process and those it started, from Linux's /proc and CPU clocks.
 struct Usage {
   std::chrono::nanoseconds cpu{0};  // user and system, of all threads
-  // The two, as the kernel tells them apart: by sampling, unless it is built otherwise.
+  // Parts of cpu, which the kernel finds by sampling, unless it is built otherwise.
   std::chrono::nanoseconds user{0};
   std::chrono::nanoseconds system{0};
   std::size_t resident = 0;       // bytes
@@ -75,7 +75,7 @@ class ServerProcess {
  public:
   // Starts it and waits until it listens. Throws NotListening if it does not.
   explicit ServerProcess(const Command& command);
-  // Kills it and what it started, as far as they still run.
+  // Kills it and what it started, if they still run.
   ~ServerProcess();
   ServerProcess(const ServerProcess&) = delete;
   ServerProcess& operator=(const ServerProcess&) = delete;
@@ -86,11 +86,11 @@ class ServerProcess {
   // Sends a signal to it, and to nothing else: a process that ended is not signalled.
   void signal(int number);
 
-  // Stops it where it is, until thaw; what clients do meanwhile it meets all at once.
+  // Suspends it until thaw. What clients do meanwhile then arrives all at once.
   void freeze();
   void thaw();
 
-  // Its exit, if it has ended; waiting at most `limit` for that.
+  // Waits for its exit; returns nullopt if it runs longer than `limit`.
   std::optional<Exit> wait_for_exit(milliseconds limit);
   bool running() { return !wait_for_exit(0ms); }
 
@@ -121,8 +121,8 @@ class ServerProcess {
 bool is_installed(const std::string& program);
 
 // After adopt_orphans, a process whose parent ends becomes a child of this one, so that
-// end_children can kill all that a server left behind, in whatever session. It returns false
-// if that fails. Linux only (prctl(2), PR_SET_CHILD_SUBREAPER): elsewhere both do nothing,
+// end_children can kill all that a server left behind, in any session. end_children returns
+// false if that fails. Linux only (prctl(2), PR_SET_CHILD_SUBREAPER): elsewhere both do nothing,
 // and a process that left the server's group stays.
 void adopt_orphans();
 bool end_children();

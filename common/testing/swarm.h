@@ -13,7 +13,7 @@
 // What every client does in one exchange.
 struct Traffic {
   std::size_t bytes = 64;          // sent, and expected back
-  std::size_t smallest_chunk = 1;  // each write and read is of so many bytes, at random
+  std::size_t smallest_chunk = 1;  // of each write and read; the sizes are random
   std::size_t largest_chunk = 64;
   bool finish = false;     // half-close after the last byte; expect the end after the echo
   bool read_late = false;  // read nothing until nothing more can be sent
@@ -21,7 +21,7 @@ struct Traffic {
 
 class Swarm : private Clients {
  public:
-  // Of `count` clients; none is connected yet. Everything random follows the seed.
+  // `count` clients, none of them connected yet. Everything random follows the seed.
   Swarm(const Address& server, std::size_t count, std::uint64_t seed);
 
   // Skips the check unless this process may open `count` sockets.
@@ -31,7 +31,7 @@ class Swarm : private Clients {
   // only the kernel, has accepted it.
   void connect();
 
-  // The same with a server that may not serve them all. When nothing has moved for
+  // Like connect, for a server that may not serve all. When nothing has moved for
   // `still`, the clients without an answer leave. Returns how many are held.
   std::size_t connect_as_many_as_it_serves(milliseconds still);
 

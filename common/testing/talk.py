@@ -83,7 +83,7 @@ class Client:
         return self.socket.fileno()
 
     def expected(self, at, most):
-        """The bytes from number `at` on of those that --send asks for."""
+        """The bytes that --send asks for, from number `at` on."""
         start = at % len(self.pattern)
         return self.repeated[start:start + max(0, min(most, self.total - at))]
 

@@ -48,12 +48,12 @@ void catches(battery::Behaviour behaviour, const std::string& fault) {
   patience = usual;
 }
 
-// What `check` makes of the battery with these arguments, a command among them.
+// Runs `check` with these arguments, which include the server's command.
 Run check(const std::vector<std::string>& arguments) {
   return run_to_end(Command{.argv = {CHECK_PROGRAM}}.with(arguments), 60s);
 }
 
-// The message of the failure to start this command.
+// The message when this command fails to start.
 std::string failure_of(const Command& command) {
   try {
     const ServerProcess server(command);
@@ -199,7 +199,7 @@ TEST_CASE("keeps-reads-whole: a server relies on short reads: libfiu shortens no
   });
 }
 
-// Without the flag it fails: it waits for an event for bytes that libfiu held back.
+// Without the flag it fails: the server awaits an event for bytes that libfiu held back.
 TEST_CASE("no-short-reads: chapter 08's server survives short writes") {
   holds([] {
     const auto common = std::filesystem::path(BROKEN_SERVER).parent_path();
@@ -248,7 +248,7 @@ TEST_CASE("ids: each behaviour has an id of its own, in small letters") {
 
 TEST_CASE("subreaper: a server that forks sixty processes: none is left") {
 #ifdef __linux__
-  // Each leaves the server's session, and sleeps for a time that only these sleep for.
+  // Each leaves the server's session, and sleeps for a time that no others use.
   const std::string time = fmt::format("1000.{}", ::getpid());
   const std::string script =
       "for i in $(seq 60); do setsid sleep " + time + " & done; exec \"$0\" \"$@\"";
