@@ -134,7 +134,7 @@ struct Sleep final : Operation, private Timer {
 };
 inline Sleep sleep_for(std::chrono::milliseconds duration) { return Sleep(duration); }
 
-// Parks once. park(goroutine) arranges for it to be made ready; false: it does not park.
+// Parks once. park(goroutine) arranges for it to be made ready, or returns false.
 template <typename Function>
 struct Park final : Operation {
   explicit Park(Function its) : park(std::move(its)) {}

@@ -10,7 +10,7 @@
 
 constexpr std::uint8_t kSequenceBits = alignof(PollDesc) - 1;
 
-// ---- Who uses a descriptor. Go: fdMutex, pollCache.
+// ---- Users of a descriptor. Go: fdMutex, pollCache.
 
 PollDesc* Netpoller::open(Fd fd) {
   std::unique_lock lock(mutex_);
@@ -70,7 +70,7 @@ void PollDesc::set_deadline(Direction direction, Clock::time_point at) noexcept 
   wake(direction);
 }
 
-// The deadlines may have been put off since. One that changes just now is added by who does.
+// The deadlines may have been put off since. A thread that changes one now adds the timer.
 void PollDesc::fire() noexcept {
   for (const Direction direction : {kRead, kWrite}) {
     auto at = deadlines_[direction].load();
@@ -147,7 +147,7 @@ void Netpoller::report(std::uintptr_t tag, bool readable, bool writable, bool mo
   }
 }
 
-// Until the pipe has the byte, or is full: nothing else would end the poll.
+// Repeats until the pipe has the byte, or is full: nothing else would end the poll.
 void Netpoller::break_poll() {
   while (::write(break_.write_end.get(), "!", 1) < 0 && errno != EAGAIN) continue;
 }

@@ -31,7 +31,7 @@ class alignas(128) PollDesc final : private Timer {
  public:
   explicit PollDesc(class Scheduler& scheduler) : scheduler_(scheduler) {}
 
-  // Who uses it. The last to leave closes the descriptor, so that its number is not given to
+  // Its users. The last to leave closes the descriptor, so that its number is not given to
   // another connection while a system call may still use it.
   enum User : std::uint8_t { kReader = 1, kWriter = 2, kOwner = 4, kVisitor = 8, kClosing = 16 };
   bool enter(User user);  // false: it is closed
@@ -81,7 +81,7 @@ class Netpoller {
 
  private:
   friend class PollDesc;
-  // The system's (netpoll_epoll.cpp, netpoll_kqueue.cpp). collect: false if that was all.
+  // In netpoll_epoll.cpp and netpoll_kqueue.cpp. collect returns false if no events are left.
   static Fd make_queue();
   bool watch(int fd, std::uintptr_t tag);
   void unwatch(int fd);
@@ -89,7 +89,7 @@ class Netpoller {
   Scheduler& scheduler_;
   Fd queue_ = make_queue();
   Pipe break_ = make_pipe();
-  std::mutex mutex_;  // guards the two below; who holds it takes no other
+  std::mutex mutex_;  // guards the two below; its holder takes no other lock
   std::deque<PollDesc> all_;
   PollDesc* free_ = nullptr;
 };

@@ -9,8 +9,8 @@ constexpr std::uint32_t kHungUp = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 Fd Netpoller::make_queue() { return Fd(::epoll_create1(EPOLL_CLOEXEC)); }
 void Netpoller::unwatch(int fd) { ::epoll_ctl(queue_.get(), EPOLL_CTL_DEL, fd, nullptr); }
 
-// Once, for as long as it is open. Edge-triggered, because the worker that polls is not the
-// one that reads: it would be told of the same bytes again and again.
+// Registers once, until it is closed. Edge-triggered, because the worker that polls is not the
+// one that reads: the poller would be told of the same bytes again and again.
 bool Netpoller::watch(int fd, std::uintptr_t tag) {
   epoll_event event{};
   event.events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET;

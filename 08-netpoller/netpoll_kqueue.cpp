@@ -18,7 +18,7 @@ static bool change(const Fd& queue, int fd, short filter, std::uint16_t flags, s
   return ::kevent(queue.get(), &change, 1, nullptr, 0, nullptr) >= 0 || errno == EINTR;
 }
 
-// EV_CLEAR is edge-triggered: see netpoll_epoll.cpp. Of the pipe (tag 0) one end is watched.
+// EV_CLEAR is edge-triggered: see netpoll_epoll.cpp. One end of the pipe (tag 0) is watched.
 bool Netpoller::watch(int fd, std::uintptr_t tag) {
   return change(queue_, fd, EVFILT_READ, EV_ADD | EV_CLEAR, tag) &&
          (tag == 0 || change(queue_, fd, EVFILT_WRITE, EV_ADD | EV_CLEAR, tag));
@@ -30,7 +30,7 @@ void Netpoller::unwatch(int fd) {
   (void)change(queue_, fd, EVFILT_WRITE, EV_DELETE, 0);
 }
 
-// What a short read says on all these systems is not known: there may always be `more`.
+// A short read does not mean the same on all these systems: there may always be `more`.
 bool Netpoller::collect(std::chrono::milliseconds limit, GoroutineList& woken) {
   std::array<struct kevent, kBatch> events;
   const timespec left{.tv_sec = static_cast<std::time_t>(limit.count() / 1000),

@@ -29,7 +29,7 @@ class ParkSlot {
     return false;
   }
 
-  // The waiter's worker: wait -> parked. False: the wait was ended before.
+  // The waiter's worker: wait -> parked. Returns false if the wait was ended before.
   bool commit(Waiter& waiter) {
     std::uintptr_t old = kWait;
     return state_.compare_exchange_strong(old, reinterpret_cast<std::uintptr_t>(&waiter));
@@ -40,7 +40,7 @@ class ParkSlot {
   // The poller: nil -> ready; wait, parked -> nil. Returns the goroutine that was parked.
   Waiter* report() { return end_wait(kReady); }
 
-  // A deadline or a close: wait, parked -> nil. Likewise.
+  // A deadline or a close: wait, parked -> nil. Returns the goroutine that was parked.
   Waiter* interrupt() { return end_wait(kNil); }
 
  private:
@@ -58,7 +58,7 @@ class ParkSlot {
   Atomic<std::uintptr_t> state_{kNil};
 };
 
-// The waiter's side. True: done() is, or the waiter gives up. False: its goroutine may park.
+// The waiter's side. Returns true if done() or the waiter gives up, false to park it.
 bool call_or_prepare(auto& slot, auto done, auto gives_up) {
   while (!done()) {
     if (!slot.prepare()) continue;

@@ -118,7 +118,7 @@ void Scheduler::run(Worker& worker, Goroutine& goroutine) {
   }
 }
 
-// The poll that is left behind can wait until a sleeper checks: most turns are over by then.
+// A poll without a worker can wait until a sleeper checks: most turns are over by then.
 Goroutine* Scheduler::next() {
   std::unique_lock lock(mutex_, std::try_to_lock);
   for (int i = 0; i < 200 && !lock; ++i) lock.try_lock();  // it is free in a moment

@@ -6,7 +6,7 @@
 // takes to be fair to goroutines, network and timers. With nothing to run, one worker blocks
 // in the poll, and the others sleep.
 //
-// One rule says who is woken: what a worker leaves behind when it runs a goroutine (others
+// One rule says which worker is woken: what a worker leaves behind when it runs a goroutine (others
 // that are ready, the poll) gets another worker, if one sleeps.
 #pragma once
 
@@ -41,8 +41,8 @@ class Scheduler {
   // Any thread may call these.
   void go(Task<> task) { make_ready(add(std::move(task))); }
   void make_ready(Goroutine& goroutine, bool now = true);  // false: its worker is about to poll
-  // A timer that was added before is moved if `at` is earlier. False: no memory. When this
-  // returns, it may have fired, and be gone.
+  // A timer that was added before is moved if `at` is earlier. Returns false without memory.
+  // On return the timer may have fired, and been destroyed.
   bool add_timer(Timer& timer, Clock::time_point at);
   std::size_t unfinished() const { return unfinished_; }
   std::string trace();  // one line, after GODEBUG=schedtrace
