@@ -39,7 +39,7 @@ class alignas(128) PollDesc final : private Timer {
   void close();  // any thread; what waits is woken, and fails, as does what comes later
   bool closed() const { return (use_ & kClosing) != 0; }
 
-  // Any thread. What begins after `at` fails; so does what waits then, after one last call:
+  // Any thread. Once its timer has fired, what begins fails; so does what waits, after a last call:
   // bytes that came in time are not lost. Without memory for the timer it passes at once.
   void set_deadline(Direction direction, Clock::time_point at) noexcept;
   bool expired(Direction direction) const { return deadlines_[direction].load() == kPast; }

@@ -6,9 +6,9 @@
 //   wait     a goroutine is about to park
 //   parked   a goroutine waits: the state is its address
 // No wake-up is lost. The waiter makes its system call, sets `wait`, looks for a deadline or a
-// close once more, and parks. The others first make their reason visible (bytes, a deadline
-// that has passed, a close), and then report or interrupt. Sequentially consistent, as all of
-// this is, the waiter sees the reason, or they find `wait` or `parked`, and end it.
+// close once more, and parks. A deadline or a close is made visible before it interrupts. As
+// all of this is sequentially consistent, the waiter sees it, or is found in `wait` or `parked`.
+// An event that finds neither leaves `ready`, which the waiter finds when it sets `wait`.
 #pragma once
 
 #include <atomic>

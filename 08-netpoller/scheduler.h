@@ -40,7 +40,7 @@ class Scheduler {
   void run(Task<> main);
   // Any thread may call these.
   void go(Task<> task) { make_ready(add(std::move(task))); }
-  void make_ready(Goroutine& goroutine, bool now = true);  // false: its worker is about to poll
+  void make_ready(Goroutine& goroutine, bool now = true);  // false: its worker calls next()
   // A timer that was added before is moved if `at` is earlier. Returns false without memory.
   // On return the timer may have fired, and been destroyed.
   bool add_timer(Timer& timer, Clock::time_point at);
