@@ -617,6 +617,29 @@ TEST_CASE("close-race: a connection is closed while its reader is about to park:
   });
 }
 
+namespace {
+// The deadline passes while its first call is made, which gets nothing.
+struct LateCall final : PollOperation {
+  explicit LateCall(PollDesc& its) : PollOperation(its, kRead) {}
+  Io call() noexcept override {
+    if (++calls == 2) return Io::ok;
+    desc.set_deadline(kRead, kPast);
+    return Io::would_block;
+  }
+  Io await_resume() const { return status; }
+  int calls = 0;
+};
+}  // namespace
+
+TEST_CASE("last-call: the deadline passes during a call: one more call is made") {
+  holds([] {
+    run(1, [](Scheduler& scheduler) -> Task<> {
+      Pair pair = unix_pair(scheduler);
+      CHECK(co_await LateCall(*pair.near.desc) == Io::ok);
+    });
+  });
+}
+
 TEST_CASE(
     "close-busy-worker: close with a parked reader and writer, the other worker busy: both end") {
   holds([] {
