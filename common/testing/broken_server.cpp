@@ -325,7 +325,7 @@ int main(int argc, char** argv) {
         stop_requested = 1;
       };
     }
-    if (fault == "dies-of-a-second-signal") action.sa_flags = SA_RESETHAND;
+    if (fault == "dies-of-a-second-signal") action.sa_flags = static_cast<int>(SA_RESETHAND);
     const auto numbers = fault == "takes-signals-as-they-come" ? std::vector{SIGINT, SIGTERM}
                                                                : unblock_stop_signals();
     for (const int number : numbers) {
