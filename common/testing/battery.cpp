@@ -48,7 +48,7 @@ const std::vector<Named>& all() {
       {"idle-slow-reader", "idle timeout, slow reader", idle_slow_reader, "--idle-timeout"},
       {"idle-left", "idle timeout, those who left", idle_left, "--idle-timeout"},
       {"stop-door", "stop, the door", stop_door, ""},
-      {"stop-shortage", "stop, short of descriptors", stop_short_of_descriptors, ""},
+      {"stop-shortage", "stop, short of descriptors", stop_shortage, ""},
       {"stop-flood", "stop, flood", stop_flood, ""},
       {"stop-stalls", "stop, stalls", stop_stalls, ""},
       {"signals-blocked", "signals, blocked", signals_blocked, ""},

@@ -77,12 +77,12 @@ void keep_alive(const Subject&);         // keeps a connection whose peer has va
 void stop_blocked(const Subject&);       // dies on a second signal, or never ends
 
 // Stopping and silence, with clients that make it hard (battery_stop.cpp).
-void idle_slow_reader(const Subject&);           // waits for POLLOUT, which comes late
-void idle_left(const Subject&);                  // leaves a closed connection's timer running
-void stop_door(const Subject&);                  // keeps listening while it serves the last
-void stop_short_of_descriptors(const Subject&);  // closes the listener on clients in the backlog
-void stop_flood(const Subject&);                 // accepts until the backlog is empty, however long
-void stop_stalls(const Subject&);                // counts two events of a timer as a period
+void idle_slow_reader(const Subject&);  // waits for POLLOUT, which comes late
+void idle_left(const Subject&);         // leaves a closed connection's timer running
+void stop_door(const Subject&);         // keeps listening while it serves the last
+void stop_shortage(const Subject&);     // closes the listener on clients in the backlog
+void stop_flood(const Subject&);        // accepts until the backlog is empty, however long
+void stop_stalls(const Subject&);       // counts two events of a timer as a period
 
 struct Named {
   const char* id;  // for --only, and for whatever refers to a behaviour: it never changes

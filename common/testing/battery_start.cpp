@@ -56,7 +56,7 @@ void interrupt_ignored(const Subject& subject) {
   client.echo("hello");
   server.signal(SIGINT);
   // A server that stops closes an idle client at once, or after its next two ticks.
-  if (client.is_closed_within(1s)) fail("stopped by SIGINT, which its parent has it ignore");
+  if (client.is_closed_within(1s)) fail("SIGINT stopped it, although its parent ignores SIGINT");
   client.echo("still there?");
   server.signal(SIGTERM);
   expect_end(server, SIGTERM, patience);
@@ -129,7 +129,7 @@ void stop_blocked(const Subject& subject) {
   for (const int number : {SIGTERM, SIGINT}) server.signal(number);
   expect_end(server, SIGTERM, 7s);  // the grace of 5 s, and one more
   if (server.errors().find("1 jobs are not finished") == std::string::npos)
-    fail("not said that a job is not finished; stderr: \"{}\"", server.errors());
+    fail("the log does not say that a job is not finished; stderr: \"{}\"", server.errors());
 }
 
 }  // namespace battery

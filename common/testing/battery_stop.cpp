@@ -102,7 +102,7 @@ void stop_door(const Subject& subject) {
   expect_clean_exit(server, patience, "and the last byte");
 }
 
-void stop_short_of_descriptors(const Subject& subject) {
+void stop_shortage(const Subject& subject) {
   if (subject.clients < 40) skip("the server serves fewer at once than it has descriptors");
   Command command = subject.command;
   command.descriptor_limit = 40;

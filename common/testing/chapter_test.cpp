@@ -178,7 +178,7 @@ TEST_CASE("stop-door: SIGTERM, a new client: it is refused, and a successor can 
   holds(kServer, battery::stop_door);
 }
 TEST_CASE("stop-shortage: SIGTERM, clients wait for a descriptor: they are served") {
-  holds(kServer, battery::stop_short_of_descriptors);
+  holds(kServer, battery::stop_shortage);
 }
 TEST_CASE("stop-flood: SIGTERM, the backlog does not empty in time: the server ends") {
   holds(kServer, battery::stop_flood);

@@ -133,7 +133,7 @@ CAUGHT(order, "quick-overtakes-slow", "a quick request that overtakes a slow one
 CAUGHT(idle_slow_reader, "waits-for-room-to-write", "an idle timeout that waits for POLLOUT");
 CAUGHT(idle_left, "keeps-the-timer-of-one-who-left", "the idle timer of a closed connection");
 CAUGHT(stop_door, "keeps-listening", "listening on after SIGTERM");
-CAUGHT(stop_short_of_descriptors, "drops-the-backlog-at-stop", "the backlog dropped at SIGTERM");
+CAUGHT(stop_shortage, "drops-the-backlog-at-stop", "the backlog dropped at SIGTERM");
 CAUGHT(stop_stalls, "takes-a-stall-for-a-pause", "a stall taken for a pause of the client");
 CAUGHT(signals_blocked, "takes-signals-as-they-come", "signals that stay blocked");
 CAUGHT(process_one, "has-no-signal-handler", "no signal handler as process 1");
